@@ -1,0 +1,129 @@
+"""The op, and the only list of what can run it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from locatvit.errors import LocAtError, near_matches
+from locatvit.grid import check_grid
+from locatvit.ops.attention import reference, sdpa
+
+_log = logging.getLogger("locatvit")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a backend must know to say whether it can run."""
+
+    device_type: str
+    dtype: torch.dtype
+    head_dim: int
+    num_tokens: int
+    num_prefix_tokens: int
+    grid_size: tuple[int, int]
+    has_attn_bias: bool
+    dropout_p: float
+    needs_grad: bool
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation: ``why_not`` gives the reason for which it cannot serve a request, or None."""
+
+    name: str
+    why_not: Callable[[Request], str | None]
+    run: Callable[..., Tensor]
+
+
+def _always(request: Request) -> None:
+    return None
+
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("sdpa", _always, sdpa.run),
+        Backend("reference", _always, reference.run),
+    )
+}
+"""In order of preference: ``backend="auto"`` takes the first that can run."""
+
+
+def gaug_attention(
+    q: Float[Tensor, "B H L K"],
+    k: Float[Tensor, "B H L K"],
+    v: Float[Tensor, "B H L K"],
+    row_factor: Float[Tensor, "B H N h"],
+    column_factor: Float[Tensor, "B H N w"],
+    *,
+    num_prefix_tokens: int,
+    attn_bias: Float[Tensor, ...] | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    backend: str = "auto",
+) -> Float[Tensor, "B H L K"]:
+    """Attention with a separable locality bias (Eqs. 4, 10), without an N x N tensor where the backend can.
+
+        logits[p, t] = q_p · k_t · scale + row_factor[p, row(t)] * column_factor[p, col(t)] + attn_bias[p, t]
+
+    for patches p and t; the rows and columns of prefix tokens get nothing. Gradients reach every tensor.
+
+    Args:
+        q, k, v: L = num_prefix_tokens + N tokens, the prefix first, then the patches row by row.
+        row_factor, column_factor: any two factors, e.g. alpha times the Gaussian's (Eqs. 8, 9). N = h * w.
+        num_prefix_tokens: [CLS], registers and the like.
+        attn_bias: a further additive term, broadcastable to [B, H, L, L]; -inf excludes a pair.
+        scale: of the dot products, 1/sqrt(K) by default.
+        dropout_p: probability of dropping an attention weight.
+        backend: a name of ``BACKENDS``, or ``"auto"``.
+
+    Raises:
+        LocAtError: shapes that do not fit; an unknown backend, or one that cannot run, with its reason.
+    """
+    grid_size = (row_factor.shape[-1], column_factor.shape[-1])
+    _check_shapes(q, row_factor, column_factor, num_prefix_tokens)
+    check_grid(grid_size, q.shape[-2] - num_prefix_tokens, num_prefix_tokens)
+    request = Request(
+        q.device.type, q.dtype, q.shape[-1], q.shape[-2], num_prefix_tokens, grid_size,
+        attn_bias is not None, dropout_p, torch.is_grad_enabled(),
+    )  # fmt: skip
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    chosen = choose_backend(request, backend)
+    return chosen.run(q, k, v, row_factor, column_factor, num_prefix_tokens, attn_bias, scale, dropout_p)
+
+
+def choose_backend(request: Request, name: str = "auto") -> Backend:
+    """The backend called ``name``, or for ``"auto"`` the first that has no reason not to run."""
+    if name == "auto":
+        chosen = next(backend for backend in BACKENDS.values() if backend.why_not(request) is None)
+        if not torch.compiler.is_compiling():
+            _log_once(chosen.name, request.device_type)
+        return chosen
+    if name not in BACKENDS:
+        raise LocAtError(f"backend {name!r} is unknown; {near_matches(name, [*BACKENDS, 'auto'])}")
+    reason = BACKENDS[name].why_not(request)
+    if reason is not None:
+        raise LocAtError(f"backend {name!r} cannot run here: {reason}; backend='auto' takes one that can")
+    return BACKENDS[name]
+
+
+@functools.cache
+def _log_once(name: str, device_type: str) -> None:
+    _log.info("attention backend on %s: %s", device_type, name)
+
+
+def _check_shapes(q: Tensor, row_factor: Tensor, column_factor: Tensor, num_prefix_tokens: int) -> None:
+    expected = (*q.shape[:-2], q.shape[-2] - num_prefix_tokens)
+    for name, factor in (("row_factor", row_factor), ("column_factor", column_factor)):
+        if factor.shape[:-1] != expected:
+            raise LocAtError(
+                f"{name} has shape {tuple(factor.shape)} but q has {tuple(q.shape)} and {num_prefix_tokens} prefix "
+                f"tokens; it must be {expected} and one axis of the grid: a factor a patch, none for prefix tokens"
+            )

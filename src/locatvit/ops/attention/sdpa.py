@@ -1,0 +1,36 @@
+"""The bias in torch's fused attention.
+
+On a CPU the bias is made in pieces that fit the cache (``pieces.py``). Elsewhere, while a model is exported, and
+with dropout, it is one dense mask and torch does the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from locatvit.ops.attention.pieces import PiecewiseAttention
+from locatvit.ops.attention.reference import supplement
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row_factor: Tensor,
+    column_factor: Tensor,
+    num_prefix_tokens: int,
+    attn_bias: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """Z = softmax(q kᵀ · scale + S + attn_bias) v (Eq. 4)."""
+    if q.device.type == "cpu" and dropout_p == 0 and not torch.compiler.is_exporting():
+        return PiecewiseAttention.apply(
+            q, k, v, row_factor, column_factor, attn_bias, num_prefix_tokens, scale
+        )
+    attn_mask = supplement(row_factor, column_factor, num_prefix_tokens).to(q.dtype)
+    if attn_bias is not None:
+        attn_mask = attn_mask + attn_bias.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale, dropout_p=dropout_p)

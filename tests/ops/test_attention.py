@@ -1,0 +1,205 @@
+"""Every backend against the formulas in float64, forward and all gradients."""
+
+import pytest
+import torch
+
+import formulas
+from locatvit.errors import LocAtError
+from locatvit.ops import BACKENDS, gaug_attention
+from locatvit.ops.attention import Request, choose_backend, pieces
+
+# a different prime for every axis: batch 2, heads 3, head dimension 13, grid 5 x 7 and others
+SHAPES = [
+    ((5, 7), 0),
+    ((5, 7), 1),
+    ((7, 5), 5),
+    ((1, 11), 1),
+    ((13, 1), 0),
+    ((17, 19), 1),  # several pieces
+    ((1, 1), 1),
+]
+
+
+def _inputs(grid_size, prefix, dtype=torch.float64, batch=2):
+    height, width = grid_size
+    patches = height * width
+    qkv = torch.randn(batch, patches + prefix, 3, 3, 13, dtype=dtype).permute(2, 0, 3, 1, 4)
+    row, column = (torch.rand(batch, 3, patches, side, dtype=dtype) * 3 for side in grid_size)
+    return [x.detach().requires_grad_() for x in (*qkv.unbind(0), row, column)]
+
+
+def _expected(q, k, v, row, column, prefix, attn_bias=None):
+    dense = (row[..., :, None] * column[..., None, :]).flatten(-2)
+    bias = q.new_zeros(*q.shape[:-1], q.shape[-2])
+    bias[..., prefix:, prefix:] = dense
+    return formulas.attention(q, k, v, bias if attn_bias is None else bias + attn_bias)
+
+
+@pytest.fixture(params=["whole", "cut"])
+def _budget(request, monkeypatch):
+    """Once as it is, once with a budget so small that even small shapes are cut into pieces."""
+    if request.param == "cut":
+        monkeypatch.setattr(pieces, "_FORWARD_BYTES", 3000)
+        monkeypatch.setattr(pieces, "_BACKWARD_BYTES", 3000)
+        monkeypatch.setattr(pieces, "_QUERY_BLOCK", 8)
+
+
+@pytest.mark.usefixtures("_budget")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("grid_size", "prefix"), SHAPES)
+def test_forward_and_gradients_in_float64(backend, grid_size, prefix):
+    inputs = _inputs(grid_size, prefix)
+    out = gaug_attention(*inputs, num_prefix_tokens=prefix, backend=backend)
+    expected = _expected(*inputs, prefix)
+    cotangent = torch.randn_like(out)
+    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-12)
+    for got, want in zip(
+        torch.autograd.grad(out, inputs, cotangent),
+        torch.autograd.grad(expected, inputs, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float32_is_as_good_as_plain_attention(backend):
+    inputs = _inputs((14, 13), 1)
+    truth = _expected(*inputs, 1)
+    cotangent = torch.randn_like(truth)
+    single = [x.detach().float().requires_grad_() for x in inputs]
+    out = gaug_attention(*single, num_prefix_tokens=1, backend=backend)
+    plain = torch.nn.functional.scaled_dot_product_attention(*single[:3])
+    plain_truth = torch.nn.functional.scaled_dot_product_attention(*inputs[:3])
+    plain_error = (plain - plain_truth).abs().max() / plain_truth.abs().max()
+    assert (out - truth).abs().max() / truth.abs().max() <= max(2 * plain_error, 1e-6)
+    for got, want in zip(
+        torch.autograd.grad(out, single, cotangent.float()),
+        torch.autograd.grad(truth, inputs, cotangent),
+        strict=True,
+    ):
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_is_within_twice_plain_attention(backend):
+    inputs = [x.detach().float() for x in _inputs((11, 13), 1)]
+    low = [x.bfloat16() for x in inputs[:3]]
+    factors = inputs[3:]
+    rounded = [x.double() for x in low]
+    truth = _expected(*rounded, *(x.double() for x in factors), 1)
+    out = gaug_attention(*low, *factors, num_prefix_tokens=1, backend=backend)
+    plain_truth = torch.nn.functional.scaled_dot_product_attention(*rounded)
+    plain = torch.nn.functional.scaled_dot_product_attention(*low)
+    plain_error = (plain - plain_truth).abs().max() / plain_truth.abs().max()
+    assert out.dtype == torch.bfloat16
+    assert (out - truth).abs().max() / truth.abs().max() <= 2 * plain_error
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(1, 3, 36, 36), (2, 1, 1, 36), (2, 3, 36, 36), (1, 1, 36, 1)])
+def test_a_further_bias_and_its_gradient(backend, shape):
+    inputs = _inputs((5, 7), 1)
+    attn_bias = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    out = gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=attn_bias, backend=backend)
+    expected = _expected(*inputs, 1, attn_bias)
+    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-12)
+    cotangent = torch.randn_like(out)
+    tensors = [*inputs, attn_bias]
+    for got, want in zip(
+        torch.autograd.grad(out, tensors, cotangent),
+        torch.autograd.grad(expected, tensors, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_excluded_keys_have_no_influence(backend):
+    q, k, v, row, column = _inputs((5, 7), 1)
+    attn_bias = torch.zeros(1, 1, 1, 36, dtype=torch.float64)
+    attn_bias[..., 20:] = float("-inf")
+    out = gaug_attention(q, k, v, row, column, num_prefix_tokens=1, attn_bias=attn_bias, backend=backend)
+    assert out.isfinite().all()
+    (gradient,) = torch.autograd.grad(out.sum(), v)
+    assert gradient[:, :, 20:].abs().max() == 0
+    assert gradient[:, :, :20].abs().min() > 0
+
+
+def test_memory_that_is_not_overwritten_would_show(monkeypatch):
+    """The pieces' room is reused; filled with NaN beforehand it must leave no trace."""
+    inputs = _inputs((5, 7), 5, torch.float32)
+    pieces._scratch.__dict__["buffers"] = {
+        (index, torch.float32): torch.full((100_000,), float("nan")) for index in range(2)
+    }
+    out = gaug_attention(*inputs, num_prefix_tokens=5)
+    assert out.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), inputs))
+
+
+def test_scratch_made_in_inference_mode_serves_training():
+    pieces._scratch.__dict__.pop("buffers", None)
+    inputs = _inputs((5, 7), 1, torch.float32)
+    with torch.inference_mode():
+        gaug_attention(*(x.detach() for x in inputs), num_prefix_tokens=1)
+    gaug_attention(*inputs, num_prefix_tokens=1).sum().backward()
+    assert inputs[0].grad is not None
+
+
+def test_zero_factors_are_plain_attention():
+    q, k, v, row, column = _inputs((5, 7), 1)
+    out = gaug_attention(q, k, v, row * 0, column, num_prefix_tokens=1)
+    torch.testing.assert_close(out, torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_what_needs_a_gradient_gets_one(backend):
+    q, k, v, row, column = _inputs((5, 7), 1)
+    out = gaug_attention(
+        q.detach(), k.detach(), v.detach(), row, column, num_prefix_tokens=1, backend=backend
+    )
+    out.sum().backward()
+    assert row.grad.abs().max() > 0
+    assert column.grad.abs().max() > 0
+    assert q.grad is None
+
+
+def test_dropout_keeps_the_mean():
+    inputs = [x.detach() for x in _inputs((5, 7), 1, torch.float32)]
+    inputs[2] = torch.ones_like(inputs[2])
+    out = torch.stack([gaug_attention(*inputs, num_prefix_tokens=1, dropout_p=0.5) for _ in range(50)])
+    assert out.std() > 0.01
+    assert abs(out.mean().item() - 1) < 0.05
+
+
+def test_compiles_to_one_graph():
+    inputs = [x.detach().float().requires_grad_() for x in _inputs((5, 7), 1)]
+    compiled = torch.compile(gaug_attention, fullgraph=True, backend="aot_eager")
+    out = compiled(*inputs, num_prefix_tokens=1)
+    torch.testing.assert_close(out, gaug_attention(*inputs, num_prefix_tokens=1))
+    compiled_grads = torch.autograd.grad(out.sum(), inputs)
+    eager_grads = torch.autograd.grad(gaug_attention(*inputs, num_prefix_tokens=1).sum(), inputs)
+    for got, want in zip(compiled_grads, eager_grads, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_messages():
+    q, k, v, row, column = _inputs((5, 7), 1)
+    with pytest.raises(LocAtError, match="row_factor has shape .* one axis of the grid"):
+        gaug_attention(q, k, v, row[:, :, 1:], column, num_prefix_tokens=1)
+    with pytest.raises(
+        LocAtError, match=r"grid_size \(4, 7\) has 28 patches but 35 remain after 1 prefix token;"
+    ):
+        gaug_attention(q, k, v, row[..., 1:], column, num_prefix_tokens=1)
+    with pytest.raises(LocAtError, match="backend 'spda' is unknown; did you mean sdpa"):
+        gaug_attention(q, k, v, row, column, num_prefix_tokens=1, backend="spda")
+
+
+def test_a_backend_that_cannot_run_says_why(monkeypatch):
+    from locatvit.ops.attention import Backend
+
+    never = Backend("never", lambda request: f"it is made for no {request.device_type}", lambda *_: None)
+    monkeypatch.setitem(BACKENDS, "never", never)
+    request = Request("cpu", torch.float32, 13, 36, 1, (5, 7), False, 0.0, False)
+    with pytest.raises(LocAtError, match="backend 'never' cannot run here: it is made for no cpu"):
+        choose_backend(request, "never")
+    assert choose_backend(request).name == "sdpa"

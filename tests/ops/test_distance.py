@@ -1,0 +1,38 @@
+import pytest
+import torch
+
+import formulas
+from locatvit.grid import axis_squared_distance, coordinates, squared_distance
+from locatvit.ops import gaussian_factors
+
+
+def test_coordinates_are_row_major():
+    assert coordinates((2, 3)).tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+
+
+def test_squared_distance_by_hand():
+    # patch 1 is (0, 1), patch 5 is (1, 2)
+    assert squared_distance((2, 3))[1, 5].tolist() == [1, 1]
+    assert squared_distance((2, 3))[0, 2].tolist() == [0, 4]
+
+
+def test_axis_distance_is_capped():
+    assert axis_squared_distance(torch.tensor([0.0]), 5, 4.0).tolist() == [[0, 1, 4, 4, 4]]
+
+
+@pytest.mark.parametrize("grid_size", [(5, 7), (1, 3), (11, 2), (1, 1)])
+@pytest.mark.parametrize("cap", [None, 4.0])
+def test_factors_multiply_to_the_gaussian(grid_size, cap):
+    height, width = grid_size
+    variance = torch.rand(2, 3, height * width, 2, dtype=torch.float64) * 5 + 0.1
+    row, column = gaussian_factors(variance, grid_size, distance_clamp=cap)
+    product = (row[..., :, None] * column[..., None, :]).flatten(-2)
+    expected = formulas.gaussian(variance, height, width, float("inf") if cap is None else cap)
+    torch.testing.assert_close(product, expected, rtol=1e-13, atol=0)
+
+
+def test_the_bias_peaks_at_the_query_itself():
+    row, column = gaussian_factors(torch.rand(35, 2) + 0.5, (5, 7))
+    product = (row[..., :, None] * column[..., None, :]).flatten(-2)
+    assert product.argmax(-1).tolist() == list(range(35))
+    torch.testing.assert_close(product.diagonal(), torch.ones(35))
