@@ -1,0 +1,148 @@
+"""timm's ``VisionTransformer``: plain, with registers, without positions, DeiT and distilled DeiT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from timm.layers import Attention, PatchEmbed
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer, global_pool_nlc
+from torch import Tensor, nn
+
+from locatvit.backbones.family import Family
+from locatvit.config import LocAtConfig
+from locatvit.errors import LocAtError
+from locatvit.grid import GridSize
+from locatvit.layers import CurrentGrid, GAug, LocalityAttention, PatchRefinement
+
+
+class RefinedPool(nn.Module):
+    """PRR, then the pooling that the host had: timm's place for it is ``attn_pool``.
+
+    Args:
+        refinement: PRR.
+        pool_type: the host's ``global_pool``.
+        num_prefix_tokens: of the host.
+        include_prefix: whether averages include prefix tokens, as in the host.
+    """
+
+    def __init__(
+        self, refinement: PatchRefinement, pool_type: str, num_prefix_tokens: int, include_prefix: bool
+    ) -> None:
+        super().__init__()
+        self.refinement = refinement
+        self.pool_type = pool_type
+        self.num_prefix_tokens = num_prefix_tokens
+        self.include_prefix = include_prefix
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Tensor:
+        """The pooled refined tokens, [B, D]; all of them where the host does not pool."""
+        if self.pool_type == "token":
+            return self.refinement(x, num_queries=1)[:, 0]
+        return global_pool_nlc(
+            self.refinement(x),
+            pool_type=self.pool_type,
+            num_prefix_tokens=self.num_prefix_tokens,
+            reduce_include_prefix=self.include_prefix,
+        )
+
+    def extra_repr(self) -> str:
+        return f"pool_type={self.pool_type!r}"
+
+
+class RefinePrefix:
+    """Forward hook on a final norm: refines the prefix tokens, leaves the patches.
+
+    Distilled DeiT reads [CLS] and the distillation token right behind its norm and has no module in between.
+    """
+
+    def __init__(self, refinement: PatchRefinement, num_prefix_tokens: int) -> None:
+        self.refinement = refinement
+        self.num_prefix_tokens = num_prefix_tokens
+
+    def __call__(self, norm: nn.Module, args: Any, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        refined = self.refinement(x, num_queries=self.num_prefix_tokens)
+        return torch.cat((refined, x[:, self.num_prefix_tokens :]), dim=1)
+
+
+class RecordGrid:
+    """Forward hook on the patch embedding: records the grid of the images that pass."""
+
+    def __init__(self, grid: CurrentGrid) -> None:
+        self.grid = grid
+
+    def __call__(self, patch_embed: PatchEmbed, args: tuple[Tensor, ...], tokens: Tensor) -> None:
+        self.grid.record(patch_embed.dynamic_feat_size(args[0].shape[-2:]))
+
+
+def matches(model: nn.Module) -> bool:
+    return isinstance(model, VisionTransformer)
+
+
+def add(model: VisionTransformer, config: LocAtConfig) -> None:
+    """See ``add_locat``."""
+    _check(model, config)
+    if config.gaug:
+        _add_gaug(model, config)
+    if config.prr:
+        _add_refinement(model, config)
+
+
+def _check(model: VisionTransformer, config: LocAtConfig) -> None:
+    """Everything that can be wrong, before anything is changed."""
+    for index, block in enumerate(model.blocks):
+        attention = getattr(block, "attn", None)
+        if type(attention) is not Attention:
+            raise LocAtError(
+                f"block {index} has {type(attention).__name__} where LocAt needs timm's Attention with one qkv "
+                "projection; choose a model built of plain blocks"
+            )
+    depth = len(model.blocks)
+    if config.layers is not None and not all(0 <= layer < depth for layer in config.layers):
+        raise LocAtError(f"layers is {config.layers}; the model's blocks are numbered 0 to {depth - 1}")
+    if config.gaug and not isinstance(model.patch_drop, nn.Identity):
+        raise LocAtError(
+            "patch_drop_rate is above 0; GAug needs every patch at its place on the grid: "
+            "create the model with patch_drop_rate=0"
+        )
+    if config.prr and model.global_pool == "map":
+        raise LocAtError(
+            "global_pool is 'map', an attention pool with weights of its own; PRR takes its place before the head: "
+            "use LocAtConfig(prr=False), or create the model with global_pool='token' or 'avg'"
+        )
+
+
+def _add_gaug(model: VisionTransformer, config: LocAtConfig) -> None:
+    trained_grid: GridSize = model.patch_embed.grid_size
+    grid = CurrentGrid()
+    for index, block in enumerate(model.blocks):
+        if config.layers is not None and index not in config.layers:
+            continue
+        gaug = GAug(block.attn.head_dim, trained_grid, config)
+        weight = block.attn.qkv.weight
+        gaug.to(device=weight.device, dtype=weight.dtype)
+        block.attn = LocalityAttention(
+            block.attn, gaug, grid, num_prefix_tokens=model.num_prefix_tokens, backend=config.backend
+        )
+    model.patch_embed.register_forward_hook(RecordGrid(grid))
+
+
+def _add_refinement(model: VisionTransformer, config: LocAtConfig) -> None:
+    has_refinement = model.global_pool == "prr"  # timm's own computes every row; ours takes over in full
+    start = "paper" if has_refinement else config.start
+    refinement = PatchRefinement(model.embed_dim, model.blocks[0].attn.num_heads, start)
+    refinement.to(device=model.patch_embed.proj.weight.device, dtype=model.patch_embed.proj.weight.dtype)
+    if isinstance(model, VisionTransformerDistilled):
+        model.prr = refinement
+        model.norm.register_forward_hook(RefinePrefix(refinement, model.num_prefix_tokens))
+        return
+    pool_type = model.attn_pool.pool if has_refinement else model.global_pool
+    model.attn_pool = RefinedPool(refinement, pool_type, model.num_prefix_tokens, model.pool_include_prefix)
+    # timm then hands all tokens to attn_pool, and refuses to swap this pooling for another in silence
+    model.pool_include_prefix = True
+    model.global_pool = "prr"
+
+
+FAMILY = Family("timm ViT", "timm's VisionTransformer (ViT, registers, DeiT)", matches, add)
