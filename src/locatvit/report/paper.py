@@ -1,0 +1,206 @@
+"""The figures that the paper reports, and which of them belongs beside a result of ours.
+
+Source: Hajimiri et al., "Locality-Attending Vision Transformer", ICLR 2026, Tables 1 and 3-8, kept as printed
+in ``paper_tables/``: metrics in percent, parameters in millions, multiply-adds in billions.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal, cast, get_args
+
+from locatvit.config import LocAtConfig
+from locatvit.errors import LocAtError, near_matches
+from locatvit.results import Result
+
+PaperTable = Literal[
+    "table1_main",
+    "table3_dino",
+    "table3_small",
+    "table4_hummingbird",
+    "table5_ablation",
+    "table6_related",
+    "table7_attention_ablation",
+    "table8_kernels",
+]
+Row = tuple[str, ...]
+
+# how many of a table's first columns name its row
+_KEY_COLUMNS: dict[str, int] = {"table1_main": 3, "table4_hummingbird": 2}
+
+# our names of the backbones that the paper trains: (method, size)
+_HOSTS: dict[str, tuple[str, str]] = {
+    **{f"vit_{size}_patch16_224": ("vit", size) for size in ("tiny", "small", "base")},
+    **{f"locatvit_{size}": ("vit", size) for size in ("tiny", "small", "base")},
+    **{f"locatvit_{size}_reg4": ("regvit", size) for size in ("tiny", "base")},
+    **{f"swin_{size}_patch4_window7_224": ("swin", size) for size in ("tiny", "base")},
+    **{f"locatswin_{size}": ("swin", size) for size in ("tiny", "base")},
+    **{f"vit_{size}_patch16_rope_mixed_224": ("ropevit", size) for size in ("tiny", "base")},
+    **{f"locatvit_{size}_rope_mixed": ("ropevit", size) for size in ("tiny", "base")},
+    **{f"jumbo_{size}": ("jumbo", size) for size in ("tiny", "base")},
+    **{f"locatjumbo_{size}": ("jumbo", size) for size in ("tiny", "base")},
+}
+
+# (protocol, data set) to the columns that hold it in Table 1, Table 5 and Table 3
+_COLUMNS: dict[tuple[str, str], dict[str, str]] = {
+    ("classification", "imagenet"): {"table1_main": "imagenet_top1", "table5_ablation": "imagenet"},
+    ("classification", "mini_imagenet"): {"table3_small": "mini_imagenet"},
+    ("classification", "cifar100"): {"table3_small": "cifar100"},
+    ("locat", "ade20k"): {"table1_main": "ade20k_miou", "table5_ablation": "ade20k"},
+    ("locat", "pascal_context"): {"table1_main": "pascal_context_miou", "table5_ablation": "pascal_context"},
+    ("locat", "coco_stuff"): {"table1_main": "coco_stuff_miou", "table5_ablation": "coco_stuff"},
+}
+# other names under which the same data are opened
+_SAME_DATA = {
+    **dict.fromkeys(("torch/imagenet", "wds/imagenet", "hfds/ILSVRC/imagenet-1k"), "imagenet"),
+    **dict.fromkeys(("hfds/timm/imagenet-1k-wds", "hfds/imagenet-1k"), "imagenet"),
+    "hfds/timm/mini-imagenet": "mini_imagenet",
+    **dict.fromkeys(("hfds/cifar100", "hfds/uoft-cs/cifar100", "torch/cifar100"), "cifar100"),
+}
+_METRICS = {"classification": "top1", "locat": "miou"}
+_ABLATION_ROWS = {
+    (False, False): "vit",
+    (True, False): "vit+gaug",
+    (False, True): "vit+prr",
+    (True, True): "locatvit",
+}
+# how a model may be built and still be the paper's: what is not listed makes it another one
+_NEUTRAL_ARGUMENTS = {"num_classes", "drop_path_rate", "dynamic_img_size"}
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """One figure of the paper.
+
+    Attributes:
+        table, row, column: where it stands.
+        metric: the name of the same quantity in ``Result.metrics``.
+        percent: the figure as printed.
+    """
+
+    table: PaperTable
+    row: Row
+    column: str
+    metric: str
+    percent: float
+
+    def __str__(self) -> str:
+        number = self.table.removeprefix("table").partition("_")[0]
+        return f"{self.percent:.2f} (Table {number})"
+
+
+@cache
+def paper_table(table: PaperTable) -> Mapping[Row, Mapping[str, float]]:
+    """One table of the paper, row name to column name to figure, in the paper's order and units.
+
+    Raises:
+        LocAtError: no such table.
+    """
+    if table not in get_args(PaperTable):
+        raise LocAtError(f"no table {table!r} of the paper; {near_matches(table, get_args(PaperTable))}")
+    text = resources.files(__package__).joinpath(f"paper_tables/{table}.csv").read_text(encoding="utf-8")
+    header, *lines = csv.reader(text.splitlines())
+    keys = _KEY_COLUMNS.get(table, 1)
+    return {
+        tuple(line[:keys]): dict(zip(header[keys:], map(float, line[keys:]), strict=True)) for line in lines
+    }
+
+
+def paper_value(table: PaperTable, row: str | Row, column: str) -> float:
+    """The paper's figure at (table, row, column), as printed: percent, millions or billions.
+
+    Args:
+        table: e.g. ``"table1_main"``.
+        row: the name of the row; a tuple where several columns name it, e.g. ``("tiny", "vit", "yes")``.
+        column: e.g. ``"ade20k_miou"``.
+
+    Raises:
+        LocAtError: no such table, row or column; lists the near ones.
+    """
+    rows = paper_table(table)
+    row = (row,) if isinstance(row, str) else tuple(row)
+    if row not in rows:
+        known = (", ".join(name) for name in rows)
+        raise LocAtError(f"{table} has no row {', '.join(row)!r}; {near_matches(', '.join(row), known)}")
+    if column not in rows[row]:
+        raise LocAtError(f"{table} has no column {column!r}; {near_matches(column, rows[row])}")
+    return rows[row][column]
+
+
+def backbone_name(model_name: str) -> str:
+    """One name for a backbone and its LocAt twin: ``"vit tiny"`` for both ``vit_tiny_patch16_224`` and
+    ``locatvit_tiny``. A name that is not registered stands for itself.
+    """
+    host = _HOSTS.get(model_name)
+    registers = " reg4" if model_name.endswith("_reg4") else ""
+    return model_name if host is None else " ".join(host) + registers
+
+
+def paper_figure(result: Result) -> PaperFigure | None:
+    """The paper's figure for the experiment of ``result``, or None where the paper has no such experiment.
+
+    It has one only if protocol, data set, backbone, input size and LocAt's settings are the paper's. How long
+    we trained does not matter here: the reader sees both figures and our configuration.
+    """
+    data = str(result.data.get("name"))
+    columns = _COLUMNS.get((result.protocol, _SAME_DATA.get(data, data)))
+    host = _paper_host(result)
+    parts = _paper_parts(result.model.get("locat"))
+    if columns is None or host is None or parts is None or result.data.get("split") == "train":
+        return None
+    place = _place(columns, host, parts)
+    if place is None:
+        return None
+    table, row, column = place
+    value = paper_table(table).get(row, {}).get(column)
+    return None if value is None else PaperFigure(table, row, column, _METRICS[result.protocol], value)
+
+
+def _place(
+    columns: Mapping[str, str], host: tuple[str, str], parts: tuple[bool, bool]
+) -> tuple[PaperTable, Row, str] | None:
+    """Where the paper would print the experiment: (table, row, column)."""
+    method, size = host
+    whole = parts[0] == parts[1]
+    if "table3_small" in columns:
+        suffix = "locatvit" if parts[0] else "vit"
+        return (
+            ("table3_small", (size,), f"{columns['table3_small']}_{suffix}")
+            if whole and method == "vit"
+            else None
+        )
+    if whole:
+        return "table1_main", (size, method, "yes" if parts[0] else "no"), columns["table1_main"]
+    if method == "vit":
+        return "table5_ablation", (_ABLATION_ROWS[parts],), f"{size}_{columns['table5_ablation']}"
+    return None
+
+
+def _paper_host(result: Result) -> tuple[str, str] | None:
+    """(method, size) of the paper's backbone that this model is, or None."""
+    host = _HOSTS.get(str(result.model.get("name")))
+    arguments = dict(result.model.get("kwargs") or {})
+    registers = arguments.pop("reg_tokens", 0)
+    if host is None or arguments.pop("img_size", 224) not in (224, [224, 224], (224, 224)):
+        return None
+    # the paper's segmentation stands on backbones trained on ImageNet
+    if result.task == "segmentation" and arguments.get("num_classes", 1000) != 1000:
+        return None
+    if set(arguments) - _NEUTRAL_ARGUMENTS or registers not in (0, 4):
+        return None
+    return ("regvit", host[1]) if registers and host[0] == "vit" else host
+
+
+def _paper_parts(locat: Mapping[str, Any] | None) -> tuple[bool, bool] | None:
+    """(GAug, PRR) of a model; None where another setting is not the paper's."""
+    if locat is None:
+        return False, False
+    usual = asdict(LocAtConfig())
+    chosen = {**usual, **locat}
+    if any(chosen[name] != usual.get(name) for name in chosen if name not in ("gaug", "prr", "backend")):
+        return None
+    return cast(bool, chosen["gaug"]), cast(bool, chosen["prr"])
