@@ -1,0 +1,1 @@
+"""The command line: one verb a task, one file a verb."""

@@ -1,0 +1,1 @@
+"""Complete runs: a configuration in, a run folder with a result out."""
