@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """Two classes; 3 + 2 training images, 1 + 1 validation images. The grey value is the number of the image."""
+    """Two classes; 3 + 2 training images, 1 + 1 validation images. The grey value is the number."""
     values = iter(range(100))
     for split, counts in (("train", {"cat": 3, "dog": 2}), ("val", {"cat": 1, "dog": 1})):
         for name, count in counts.items():
@@ -29,7 +28,7 @@ def image_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def masks_folder(tmp_path: Path) -> Path:
-    """Three classes; 3 training pairs and 2 validation pairs of 6 x 8 pixels, each with all classes and 255."""
+    """Three classes; 3 training and 2 validation pairs of 6 x 8 pixels, each with all classes and 255."""
     mask = np.array([[0, 1, 2, 255] * 2] * 6, dtype=np.uint8)
     for split, count in (("train", 3), ("val", 2)):
         for kind in ("images", "annotations"):
@@ -55,14 +54,3 @@ def parquet_folder(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return write
-
-
-@pytest.fixture
-def workers_gone() -> Iterator[None]:
-    """Ends the workers of a loader that stopped with an error.
-
-    torch's iterator lives on in the traceback until the garbage is collected. If that happens in a later
-    worker, which has a copy, it waits there for processes that are not its own.
-    """
-    yield
-    gc.collect()

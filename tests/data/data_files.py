@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from locatvit.errors import LocAtError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -30,3 +34,15 @@ def png_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def error_of(loader: Iterable[object]) -> LocAtError:
+    """The error that reading raises.
+
+    Its traceback holds torch's iterator, in a cycle. Left to the garbage collector, that would wait seconds
+    for each worker, so let go of it here.
+    """
+    with pytest.raises(LocAtError) as caught:
+        list(loader)
+    traceback.clear_frames(caught.tb)
+    return caught.value

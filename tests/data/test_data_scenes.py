@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from locatvit.data import open_dataset
-from locatvit.data.scenes import CLASSES, Scene, SceneConfig, draw_scene
+from locatvit.data.drawing import CLASSES, Scene, SceneConfig, draw_scene
 from locatvit.errors import LocAtError
 
 

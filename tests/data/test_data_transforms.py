@@ -26,9 +26,14 @@ PLAIN = ClassificationAugment(
     image_size=17, rand_augment=None, random_erasing=0.0, horizontal_flip=0.0, mean=(0, 0, 0), std=(1, 1, 1)
 )
 STILL = SegmentationAugment(
-    short_side=12, long_side_max=48, ratio_range=(1, 1), crop_size=(12, 12), max_class_share=1, horizontal_flip=0,
+    short_side=12,
+    long_side_max=48,
+    ratio_range=(1, 1),
+    crop_size=(12, 12),
+    max_class_share=1,
+    horizontal_flip=0,
     photometric=False,
-)  # fmt: skip
+)
 
 
 def coloured(mask: torch.Tensor) -> Image.Image:
@@ -163,9 +168,9 @@ def test_crop_keeps_one_class_below_its_share() -> None:
             shares.append((counts.max() / counts.sum().clamp(min=1)).item())
         return shares
 
-    # few offsets of 61 give a balanced crop, but ten tries find one most times
-    assert np.mean(np.array(largest_share(0.75)) <= 0.75) > 0.7
-    assert np.mean(np.array(largest_share(1.0)) <= 0.75) < 0.4
+    # less than half of the 61 offsets give such a crop, but ten tries find one nearly always
+    assert np.mean(np.array(largest_share(0.75)) <= 0.75) > 0.95
+    assert np.mean(np.array(largest_share(1.0)) <= 0.75) < 0.65
 
 
 def test_crop_of_nothing_but_ignored_pixels_is_drawn_again() -> None:

@@ -103,6 +103,17 @@ class Loader(DataLoader[Any]):
     """A DataLoader whose epoch and start can be set. Made by ``make_loader``."""
 
     sampler: EpochSampler
+    dataset: SeededDataset
+
+    @property
+    def spec(self) -> DataSpec:
+        """The spec of its data set."""
+        return self.dataset.spec
+
+    @property
+    def num_images(self) -> int:
+        """Images of the whole data set, those of an incomplete last batch included."""
+        return len(self.dataset)
 
     def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
         """Settle the next iteration, also one over the loader that ``Accelerator.prepare`` makes of this one.

@@ -185,7 +185,7 @@ class _SeededStream(IterableDataset[tuple[Any, int]]):
 class StreamLoader(Loader):
     """A loader of a stream. The order is timm's, a function of seed, epoch and number of workers."""
 
-    dataset: _SeededStream
+    dataset: _SeededStream  # type: ignore[assignment]  # it has spec and len, and is never indexed
 
     def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
         """Settle the epoch.
