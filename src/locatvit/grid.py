@@ -30,9 +30,7 @@ def squared_distance(
     return (position[:, None] - position[None, :]).square()
 
 
-def axis_squared_distance(
-    positions: Float[Tensor, N], size: int, clamp: float | None
-) -> Float[Tensor, "N size"]:
+def axis_squared_distance(positions: Float[Tensor, N], size: int, clamp: float | None) -> Float[Tensor, "N size"]:
     """Squared distance of each patch to each line of one axis, one axis of Eq. 7, capped at ``clamp``.
 
     Args:
@@ -51,6 +49,6 @@ def check_grid(grid_size: GridSize, num_patches: int, num_prefix_tokens: int) ->
     if height * width != num_patches:
         raise LocAtError(
             f"grid_size {grid_size} has {height * width} patches but {num_patches} remain after "
-            f"{num_prefix_tokens} prefix token{'s' * (num_prefix_tokens != 1)}; are there register tokens, or are "
-            "tokens dropped? Set num_prefix_tokens to the tokens that stand before the patches"
+            f"{num_prefix_tokens} prefix token{'s' * (num_prefix_tokens != 1)}; are there register tokens, "
+            "or are tokens dropped? Set num_prefix_tokens to the tokens that stand before the patches"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -26,6 +28,16 @@ class LocalityAttention(nn.Module):
         num_prefix_tokens: tokens before the patches.
         backend: of the op, see ``locatvit.ops.gaug_attention``.
     """
+
+    # the host's modules
+    qkv: nn.Module
+    q_norm: nn.Module
+    k_norm: nn.Module
+    attn_drop: nn.Dropout
+    norm: nn.Module
+    gate: nn.Module | None
+    proj: nn.Module
+    proj_drop: nn.Module
 
     def __init__(
         self, host: nn.Module, gaug: GAug, grid: CurrentGrid, *, num_prefix_tokens: int, backend: str = "auto"
@@ -82,7 +94,7 @@ class LocalityAttention(nn.Module):
         return self.gaug(q_patches, self.grid.of(q_patches.shape[2], self.num_prefix_tokens))
 
 
-def projections(attention: nn.Module, x: Float[Tensor, "B L D"]) -> tuple[Tensor, Tensor, Tensor]:
+def projections(attention: Any, x: Float[Tensor, "B L D"]) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v, each [B, H, L, K], of an attention with one qkv projection, ours or a host's; q and k normed."""
     qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, attention.head_dim))
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)

@@ -39,9 +39,7 @@ class GAug(nn.Module):
         self.trained_grid = tuple(trained_grid)
         self.variance_max = float(max(trained_grid) ** 2)
         self.variance_floor = (
-            default_variance_floor(trained_grid)
-            if config.variance_floor == "auto"
-            else float(config.variance_floor)
+            default_variance_floor(trained_grid) if config.variance_floor == "auto" else float(config.variance_floor)
         )
         self.distance_clamp = default_distance_clamp(trained_grid) if config.distance_clamp else None
         self.variance_scaling = config.variance_scaling
@@ -72,9 +70,7 @@ class GAug(nn.Module):
         with torch.autocast(q.device.type, enabled=False):
             variance, alpha = self.variance_and_alpha(q, grid_size)
             variance = variance + self.variance_floor if self.variance_floor else variance
-            row_factor, column_factor = gaussian_factors(
-                variance, grid_size, distance_clamp=self.distance_clamp
-            )
+            row_factor, column_factor = gaussian_factors(variance, grid_size, distance_clamp=self.distance_clamp)
             return row_factor * alpha[..., None], column_factor
 
     def variance_and_alpha(
@@ -86,9 +82,9 @@ class GAug(nn.Module):
         # half precision has no room for the exponents to come
         dtype = torch.promote_types(q.dtype, torch.float32)
         logits = F.linear(q.to(dtype), weight.to(dtype), bias.to(dtype))
-        # one copy here is cheaper than strided reading in what follows
-        variance_logits, alpha_logits = logits[..., :2].contiguous(), logits[..., 2].contiguous()
-        return self._bounded(variance_logits, self.variance_scale(grid_size)), self._positive(alpha_logits)
+        # three planes of patches: one copy here is cheaper than strided reading in what follows
+        logits = logits.mT.contiguous().mT
+        return self._bounded(logits[..., :2], self.variance_scale(grid_size)), self._positive(logits[..., 2])
 
     def _bounded(self, variance_logits: Tensor, scale: float) -> Tensor:
         """scale * f of Eq. 5: between 0 and scale * M, f(0) = 1."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locatvit.grid import GridSize, axis_squared_distance
+from locatvit.grid import GridSize, axis_squared_distance, coordinates
+
+# Narrower grids have the patches, not the lines of the grid, as neighbours in memory (strides, not shapes): loops
+# over so few lines are several times slower than loops over patches, here and in what reads the factors.
+_NARROW = 20
 
 
 def gaussian_factors(
@@ -24,15 +31,26 @@ def gaussian_factors(
         grid_size: (h, w), h * w = N.
         distance_clamp: cap of each axis' squared distance, in patches², or None for Eq. 8 as printed.
     """
-    height, width = grid_size
-    exponent_scale = (-0.5 / variance).unflatten(-2, (height, width))
-    rows = _squared_distances(height, variance, distance_clamp)[:, None, :]
-    columns = _squared_distances(width, variance, distance_clamp)[None, :, :]
-    row_factor = torch.exp(exponent_scale[..., 0:1] * rows)
-    column_factor = torch.exp(exponent_scale[..., 1:2] * columns)
-    return row_factor.flatten(-3, -2), column_factor.flatten(-3, -2)
+    exponent_scale = -0.5 / variance
+    make: Callable[..., tuple[Tensor, Tensor]] = _kept_squared_distances
+    if torch.compiler.is_compiling() or type(variance) is not Tensor:
+        make = _squared_distances  # what is only traced must not stay
+    tables = make(grid_size, distance_clamp, variance.dtype, variance.device)
+    # in place: the product itself is needed by nobody
+    row_factor, column_factor = ((exponent_scale[..., axis, None] * table).exp_() for axis, table in enumerate(tables))
+    return row_factor, column_factor
 
 
-def _squared_distances(size: int, like: Tensor, clamp: float | None) -> Float[Tensor, "size size"]:
-    positions = torch.arange(size, device=like.device, dtype=like.dtype)
-    return axis_squared_distance(positions, size, clamp)
+def _squared_distances(
+    grid_size: GridSize, clamp: float | None, dtype: torch.dtype, device: torch.device
+) -> tuple[Float[Tensor, "N h"], Float[Tensor, "N w"]]:
+    """The squared distance of each patch to each row, and to each column, of the grid."""
+    with torch.inference_mode(False):  # what is made in inference mode cannot serve training later
+        places = coordinates(grid_size, device=device, dtype=dtype)
+        tables = [axis_squared_distance(places[:, axis], grid_size[axis], clamp) for axis in (0, 1)]
+        if max(grid_size) < _NARROW:
+            tables = [table.mT.contiguous().mT for table in tables]
+    return tables[0], tables[1]
+
+
+_kept_squared_distances = functools.lru_cache(maxsize=16)(_squared_distances)

@@ -27,9 +27,7 @@ def run(
 ) -> Tensor:
     """Z = softmax(q kᵀ · scale + S + attn_bias) v (Eq. 4)."""
     if q.device.type == "cpu" and dropout_p == 0 and not torch.compiler.is_exporting():
-        return PiecewiseAttention.apply(
-            q, k, v, row_factor, column_factor, attn_bias, num_prefix_tokens, scale
-        )
+        return PiecewiseAttention.apply(q, k, v, row_factor, column_factor, attn_bias, num_prefix_tokens, scale)
     attn_mask = supplement(row_factor, column_factor, num_prefix_tokens).to(q.dtype)
     if attn_bias is not None:
         attn_mask = attn_mask + attn_bias.to(q.dtype)
