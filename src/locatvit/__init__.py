@@ -1,4 +1,4 @@
-"""Locality-attending attention (LocAt, ICLR 2026) for vision transformers: a function from a model to a model.
+"""Locality-attending attention (LocAt, ICLR 2026) for vision transformers: from a model to a model.
 
 The names below are loaded when they are first used, so that the command line answers at once.
 """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_SHOWN = 20
+
 
 class LocAtError(ValueError):
     """Bad input: the message says what, which value, the rule and the remedy, in one line.
@@ -14,7 +16,11 @@ class LocAtError(ValueError):
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """``"did you mean a, b?"``, or the full list when nothing is near. For messages about unknown names."""
+    """``"did you mean a, b?"``, or the list (its first 20) when nothing is near: for unknown names."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    shown = ", ".join(known[:_MOST_SHOWN])
+    more = len(known) - _MOST_SHOWN
+    return f"known: {shown}" + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one result, many metric rows. No torch: reports are made where nothing is trained."""
+"""What a run leaves behind: one result, many metric rows. No torch: reports need none."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def environment(device: str) -> dict[str, Any]:
     Args:
         device: the device in words, e.g. ``"cpu, 2 threads"``.
     """
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in _STAMPED:
         try:
             versions[name] = metadata.version(name)
@@ -104,9 +104,7 @@ def read_result(path: Path) -> Result:
     try:
         return Result(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise LocAtError(
-            f"no {RESULT_FILE} at {path}; has the run ended? Start it again with --resume auto"
-        ) from None
+        raise LocAtError(f"no {RESULT_FILE} at {path}; has the run ended? Start it again with --resume auto") from None
     except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
         raise LocAtError(f"{path} is no result file of locatvit ({error}); give a run's folder") from error
 
@@ -135,6 +133,6 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def truncate_metrics(folder: Path, last_update: int) -> None:
-    """Drop the rows of updates after ``last_update``, and a line cut short: a resumed run writes them again."""
+    """Drop the rows of updates after ``last_update``, and a line cut short; a resumed run writes them."""
     rows = [row for row in read_metrics(folder) if row.get("update", 0) <= last_update]
     write_text(Path(folder) / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in rows))

@@ -163,9 +163,7 @@ def test_images_of_several_sizes_in_a_batch() -> None:
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
             return torch.zeros(3, 5, 7 + index), 0
 
-    with pytest.raises(
-        LocAtError, match=r"^images of sizes 5x7, 5x8 in one batch; use batch_size 1, or a transform"
-    ):
+    with pytest.raises(LocAtError, match=r"^images of sizes 5x7, 5x8 in one batch; use batch_size 1, or a transform"):
         batches(make_loader(Growing(2), batch_size=2, training=False))
 
 
@@ -202,4 +200,6 @@ def test_empty_and_foreign_data_sets() -> None:
 
 
 def test_spec_is_at_hand() -> None:
-    assert make_loader(Numbers(3), batch_size=1, training=True).dataset.spec is Numbers.spec  # type: ignore[attr-defined]
+    loader = make_loader(Numbers(3), batch_size=2, training=True)
+    assert loader.spec is Numbers.spec
+    assert loader.num_images == 3  # the one that training leaves out is one of them

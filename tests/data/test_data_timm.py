@@ -45,13 +45,9 @@ def test_unreadable_image_is_named(image_folder: Path) -> None:
         ("tfds/cifar10", "tensorflow_datasets", "pip install tensorflow tensorflow-datasets"),
     ],
 )
-def test_missing_library_names_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, name: str, module: str, remedy: str
-) -> None:
+def test_missing_library_names_the_remedy(monkeypatch: pytest.MonkeyPatch, name: str, module: str, remedy: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed, also where it is
-    with pytest.raises(
-        LocAtError, match=f"'{name}' needs the library {module}, which is not installed: {remedy}"
-    ):
+    with pytest.raises(LocAtError, match=f"'{name}' needs the library {module}, which is not installed: {remedy}"):
         open_dataset(name, task="classification", split="train")
 
 
@@ -60,9 +56,7 @@ def test_what_timm_cannot_open_is_one_line(tmp_path: Path) -> None:
         LocAtError, match=r"^timm cannot open 'torch/nothing' with split 'train' [^\n]*Unknown torchvision"
     ):
         open_dataset("torch/nothing", task="classification", split="train", root=tmp_path)
-    with pytest.raises(
-        LocAtError, match=rf"'torch/cifar10' .* root '{tmp_path}': .*not found.* pass download=True"
-    ):
+    with pytest.raises(LocAtError, match=rf"'torch/cifar10' .* root '{tmp_path}': .*not found.* pass download=True"):
         open_dataset("torch/cifar10", task="classification", split="val", root=tmp_path)
     with pytest.raises(LocAtError, match="unexpected keyword argument 'colour'"):
         open_dataset("torch/image_folder", task="classification", split="train", root=tmp_path, colour=3)
@@ -70,9 +64,7 @@ def test_what_timm_cannot_open_is_one_line(tmp_path: Path) -> None:
 
 def test_number_of_classes_must_agree(image_folder: Path) -> None:
     with pytest.raises(LocAtError, match="num_classes is 5, but data set 'torch/image_folder' has 2 classes"):
-        open_dataset(
-            "torch/image_folder", task="classification", split="train", root=image_folder, num_classes=5
-        )
+        open_dataset("torch/image_folder", task="classification", split="train", root=image_folder, num_classes=5)
 
 
 class Stream:
@@ -133,6 +125,7 @@ def test_stream_evaluation_is_in_order_and_whole() -> None:
         [5, 6, 7, 8, 9],
         [10, 11],
     ]
+    assert (loader.spec.num_classes, loader.num_images) == (3, 12)
 
 
 def test_stream_leaves_global_randomness_and_gives_plain_errors() -> None:

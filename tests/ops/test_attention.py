@@ -20,11 +20,13 @@ SHAPES = [
 ]
 
 
-def _inputs(grid_size, prefix, dtype=torch.float64, batch=2):
+def _inputs(grid_size, prefix, dtype=torch.float64, batch=2, patches_innermost=False):
     height, width = grid_size
     patches = height * width
     qkv = torch.randn(batch, patches + prefix, 3, 3, 13, dtype=dtype).permute(2, 0, 3, 1, 4)
     row, column = (torch.rand(batch, 3, patches, side, dtype=dtype) * 3 for side in grid_size)
+    if patches_innermost:  # as gaussian_factors lays out narrow grids
+        row, column = row.mT.contiguous().mT, column.mT.contiguous().mT
     return [x.detach().requires_grad_() for x in (*qkv.unbind(0), row, column)]
 
 
@@ -46,9 +48,11 @@ def _budget(request, monkeypatch):
 
 @pytest.mark.usefixtures("_budget")
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("patches_innermost", [False, True])
 @pytest.mark.parametrize(("grid_size", "prefix"), SHAPES)
-def test_forward_and_gradients_in_float64(backend, grid_size, prefix):
-    inputs = _inputs(grid_size, prefix)
+@pytest.mark.parametrize("batch", [2, 4])  # pieces of some heads of one image, and of one head of some images
+def test_forward_and_gradients_in_float64(backend, grid_size, prefix, patches_innermost, batch):
+    inputs = _inputs(grid_size, prefix, batch=batch, patches_innermost=patches_innermost)
     out = gaug_attention(*inputs, num_prefix_tokens=prefix, backend=backend)
     expected = _expected(*inputs, prefix)
     cotangent = torch.randn_like(out)
@@ -128,16 +132,15 @@ def test_excluded_keys_have_no_influence(backend):
 def test_memory_that_is_not_overwritten_would_show(monkeypatch):
     """The pieces' room is reused; filled with NaN beforehand it must leave no trace."""
     inputs = _inputs((5, 7), 5, torch.float32)
-    pieces._scratch.__dict__["buffers"] = {
-        (index, torch.float32): torch.full((100_000,), float("nan")) for index in range(2)
-    }
+    rooms = ("weights", "grad_logits", "product")
+    pieces._scratch.__dict__["rooms"] = {(name, torch.float32): torch.full((100_000,), float("nan")) for name in rooms}
     out = gaug_attention(*inputs, num_prefix_tokens=5)
     assert out.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), inputs))
 
 
 def test_scratch_made_in_inference_mode_serves_training():
-    pieces._scratch.__dict__.pop("buffers", None)
+    pieces._scratch.__dict__.pop("rooms", None)
     inputs = _inputs((5, 7), 1, torch.float32)
     with torch.inference_mode():
         gaug_attention(*(x.detach() for x in inputs), num_prefix_tokens=1)
@@ -154,9 +157,7 @@ def test_zero_factors_are_plain_attention():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_only_what_needs_a_gradient_gets_one(backend):
     q, k, v, row, column = _inputs((5, 7), 1)
-    out = gaug_attention(
-        q.detach(), k.detach(), v.detach(), row, column, num_prefix_tokens=1, backend=backend
-    )
+    out = gaug_attention(q.detach(), k.detach(), v.detach(), row, column, num_prefix_tokens=1, backend=backend)
     out.sum().backward()
     assert row.grad.abs().max() > 0
     assert column.grad.abs().max() > 0
@@ -186,9 +187,7 @@ def test_messages():
     q, k, v, row, column = _inputs((5, 7), 1)
     with pytest.raises(LocAtError, match="row_factor has shape .* one axis of the grid"):
         gaug_attention(q, k, v, row[:, :, 1:], column, num_prefix_tokens=1)
-    with pytest.raises(
-        LocAtError, match=r"grid_size \(4, 7\) has 28 patches but 35 remain after 1 prefix token;"
-    ):
+    with pytest.raises(LocAtError, match=r"grid_size \(4, 7\) has 28 patches but 35 remain after 1 prefix token;"):
         gaug_attention(q, k, v, row[..., 1:], column, num_prefix_tokens=1)
     with pytest.raises(LocAtError, match="backend 'spda' is unknown; did you mean sdpa"):
         gaug_attention(q, k, v, row, column, num_prefix_tokens=1, backend="spda")

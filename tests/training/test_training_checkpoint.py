@@ -27,9 +27,7 @@ from locatvit.training.checkpoint import (
 
 
 def state_at(update: int) -> dict[str, Any]:
-    state: dict[str, Any] = dict.fromkeys(
-        ("optimizer", "scheduler", "scaler", "ema", "processes", "fingerprint")
-    )
+    state: dict[str, Any] = dict.fromkeys(("optimizer", "scheduler", "scaler", "ema", "processes", "fingerprint"))
     return state | {"model": {"weight": torch.full((40, 50), float(update))}, "progress": {"update": update}}
 
 
@@ -51,9 +49,7 @@ def test_a_truncated_checkpoint_is_named_and_auto_takes_the_one_before(
     path = write_checkpoint(tmp_path, state_at(6))
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(
-        LocAtError, match=f"{path.name} .*is cut short or no torch checkpoint.*; give an undamaged"
-    ):
+    with pytest.raises(LocAtError, match=f"{path.name} .*is cut short or no torch checkpoint.*; give an undamaged"):
         read_checkpoint(path)
     with pytest.raises(LocAtError, match=r"cut short"):
         find_checkpoint(tmp_path, path)
@@ -70,9 +66,7 @@ def test_a_flipped_bit_is_seen(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(
-        LocAtError, match=r"update-00000003.pt is damaged: the bytes of .*/data/\d+ do not match"
-    ):
+    with pytest.raises(LocAtError, match=r"update-00000003.pt is damaged: the bytes of .*/data/\d+ do not match"):
         read_checkpoint(path)
 
 
@@ -112,9 +106,7 @@ def test_other_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(LocAtError, match=r"no checkpoint at .*other.pt"):
         find_checkpoint(tmp_path, path)
     torch.save({"state_dict": {}, "epoch": 3}, path)
-    with pytest.raises(
-        LocAtError, match=r"not a locatvit training checkpoint \(it holds \['state_dict', 'epoch'\]"
-    ):
+    with pytest.raises(LocAtError, match=r"not a locatvit training checkpoint \(it holds \['state_dict', 'epoch'\]"):
         read_checkpoint(path)
     torch.save([1], path)
     with pytest.raises(LocAtError, match=r"it holds list"):
@@ -145,9 +137,7 @@ def test_a_failed_write_leaves_the_checkpoint_that_was_there(tmp_path: Path) -> 
 
 def test_fingerprints_differ_by_field(tmp_path: Path) -> None:
     saved = plain({"lr": 1e-3, "betas": (0.9, 0.999), "model": "a", "folder": tmp_path})
-    check_fingerprint(
-        saved, plain({"folder": tmp_path, "model": "a", "betas": [0.9, 0.999], "lr": 1e-3}), tmp_path
-    )
+    check_fingerprint(saved, plain({"folder": tmp_path, "model": "a", "betas": [0.9, 0.999], "lr": 1e-3}), tmp_path)
     with pytest.raises(
         LocAtError,
         match=r"cannot resume from x.pt: .* differs in lr \(checkpoint 0.001, now 0.002\), model "

@@ -57,7 +57,5 @@ def test_an_odd_batch_is_fine_without_mixing_and_a_list_of_betas_from_yaml_is_a_
 
 
 def test_the_settings_need_no_torch() -> None:
-    code = (
-        "import sys, locatvit.training.config; assert not {'torch', 'timm', 'accelerate'} & set(sys.modules)"
-    )
+    code = "import sys, locatvit.training.config; assert not {'torch', 'timm', 'accelerate'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

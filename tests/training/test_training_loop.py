@@ -45,9 +45,7 @@ def rows_without_time(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in clocks} for row in read_metrics(folder)]
 
 
-def run_alone(
-    folder: Path, *options: str, launcher: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
+def run_alone(folder: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *launcher, tiny_run.__file__, str(folder), *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
@@ -184,13 +182,14 @@ def test_a_truncated_newest_checkpoint_costs_time_but_not_exactness(
 
 def test_another_configuration_or_model_is_not_resumed(tmp_path: Path) -> None:
     train_tiny(tmp_path, fingerprint={"model": "a"})
-    with pytest.raises(
-        LocAtError, match=r"differs in lr \(checkpoint 0.003, now 0.004\), model \(checkpoint 'a'"
-    ):
-        train_tiny(tmp_path, config=dataclasses.replace(CONFIG, lr=4e-3), fingerprint={"model": "b"})
-    changed = dataclasses.replace(
-        CONFIG, num_workers=0, evaluate_every_epochs=2, checkpoint_every_updates=None
-    )
+    with pytest.raises(LocAtError, match=r"differs in lr \(checkpoint 0.003, now 0.004\), model \(checkpoint 'a'"):
+        train_tiny(
+            tmp_path,
+            config=dataclasses.replace(CONFIG, lr=4e-3),
+            fingerprint={"model": "b"},
+            on_start=lambda done: pytest.fail("the run was refused"),
+        )
+    changed = dataclasses.replace(CONFIG, num_workers=0, evaluate_every_epochs=2, checkpoint_every_updates=None)
     train_tiny(tmp_path, config=changed, fingerprint={"model": "a"})  # these change no weight
     Regression().fit(tmp_path / "head")
     other = Regression()
@@ -199,9 +198,7 @@ def test_another_configuration_or_model_is_not_resumed(tmp_path: Path) -> None:
         other.fit(tmp_path / "head")
 
 
-def test_never_begins_again_and_a_path_goes_on_from_there(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_never_begins_again_and_a_path_goes_on_from_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = Regression()
     first.fit(tmp_path, checkpoint_every=4)
     again = Regression()
@@ -229,9 +226,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(value: float, tmp_path: Path) -
         run.fit(tmp_path, checkpoint_every=3)
     message = str(caught.value)
     assert message.startswith(f"the loss is {value} at update 8 (epoch 2, learning rate 0.0")
-    assert (
-        f"the last good checkpoint stands: {checkpoint_path(tmp_path, 6)}. Lower the learning rate" in message
-    )
+    assert f"the last good checkpoint stands: {checkpoint_path(tmp_path, 6)}. Lower the learning rate" in message
     assert run.model[0].weight.equal(weights[-1])  # it never touched them
     assert [row["update"] for row in read_metrics(tmp_path)] == [5]
     early = Regression(lambda update, model, loss: loss * value)
@@ -259,9 +254,7 @@ def test_rows_means_and_the_best(tmp_path: Path) -> None:
         kept.append(run.model[0].weight.detach().clone())
         return {"error": next(answers)}
 
-    report = run.fit(
-        tmp_path, evaluate=evaluate, evaluate_every=4, best_metric="error", higher_is_better=False
-    )
+    report = run.fit(tmp_path, evaluate=evaluate, evaluate_every=4, best_metric="error", higher_is_better=False)
     rows = read_metrics(tmp_path)
     assert [(row["update"], row["epoch"], row.get("error")) for row in rows] == [
         (4, 1, 0.5), (5, 1, None), (8, 2, 0.25), (10, 2, None), (12, 3, 0.75),
@@ -281,9 +274,7 @@ def test_rows_means_and_the_best(tmp_path: Path) -> None:
 
 
 def test_bad_answers_of_an_evaluation(tmp_path: Path) -> None:
-    with pytest.raises(
-        LocAtError, match=r"error is nan in the evaluation after update 4; there is no checkpoint"
-    ):
+    with pytest.raises(LocAtError, match=r"error is nan in the evaluation after update 4; there is no checkpoint"):
         Regression().fit(tmp_path / "a", evaluate=lambda: {"error": math.nan}, evaluate_every=4)
     with pytest.raises(LocAtError, match=r"best_metric is 'miou'; the evaluation gives error"):
         Regression().fit(tmp_path / "b", evaluate=lambda: {"error": 1.0}, best_metric="miou")

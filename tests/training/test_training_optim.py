@@ -78,9 +78,7 @@ def test_decay_groups_of_a_vit() -> None:
     model.head.weight.requires_grad_(False)
     optimizer = adamw(model, lr=1e-3, weight_decay=0.05)
 
-    decay = {
-        id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]
-    }
+    decay = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
     found = {name: decay.get(id(weight)) for name, weight in model.named_parameters()}
     assert found["blocks.0.attn.gaug.log_var.weight"] == found["blocks.0.attn.gaug.log_alpha.weight"] == 0.05
     assert found["blocks.0.attn.gaug.log_var.bias"] == found["blocks.0.attn.gaug.log_alpha.bias"] == 0.0

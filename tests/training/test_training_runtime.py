@@ -73,9 +73,7 @@ def test_a_cpu_computes_deterministically_and_not_in_fp16() -> None:
     make_accelerator("no")
     assert torch.are_deterministic_algorithms_enabled()
     assert torch.empty(100).shape == (100,)
-    with pytest.raises(
-        LocAtError, match=r"precision is 'fp16'; it needs a GPU, and none is here; use 'bf16' or 'no'"
-    ):
+    with pytest.raises(LocAtError, match=r"precision is 'fp16'; it needs a GPU, and none is here; use 'bf16' or 'no'"):
         make_accelerator("fp16")
     with pytest.raises(LocAtError, match=r"precision is 'half'; it must be one of no, bf16, fp16"):
         make_accelerator("half")  # type: ignore[arg-type]

@@ -112,11 +112,11 @@ def train_tiny(
                 before(forwards)
 
     model.register_forward_pre_hook(count)
-    metrics = train_classifier(
+    report = train_classifier(
         model, train_loader(num_workers), val_loader(), config, folder,
         num_classes=NUM_CLASSES, accelerator=make_accelerator(config.precision), **options,
     )  # fmt: skip
-    return model, metrics
+    return model, report.metrics
 
 
 def main() -> None:

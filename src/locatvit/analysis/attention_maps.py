@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -40,10 +40,13 @@ class AttentionMaps:
     def of_prefix(self, layer: int, token: int = 0) -> Float[Tensor, "B H h w"]:
         """Where a prefix token, [CLS] by default, looks, over the patches."""
         if not 0 <= token < self.num_prefix_tokens:
-            raise LocAtError(f"token is {token}; the model has {self.num_prefix_tokens} prefix tokens")
+            raise LocAtError(f"token is {token}; the model has {self.num_prefix_tokens} prefix tokens, numbered from 0")
         return self._map(layer, token)
 
     def _map(self, layer: int, query: int) -> Tensor:
+        if layer not in self.weights:
+            known = ", ".join(map(str, sorted(self.weights)))
+            raise LocAtError(f"layer is {layer}; the maps are of the blocks {known}")
         return self.weights[layer][:, :, query, self.num_prefix_tokens :].unflatten(-1, self.grid_size)
 
 
@@ -75,23 +78,25 @@ def attention_maps(
         return hook
 
     handles = [attentions[i % depth].register_forward_pre_hook(keep(i % depth)) for i in wanted]
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         model(images)
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
         for handle in handles:
             handle.remove()
-    grid_size = model.patch_embed.dynamic_feat_size(images.shape[-2:])
-    return AttentionMaps(weights, model.num_prefix_tokens, grid_size)
+    host = cast(Any, model)
+    return AttentionMaps(weights, host.num_prefix_tokens, host.patch_embed.dynamic_feat_size(images.shape[-2:]))
 
 
 def _attentions(model: nn.Module) -> list[nn.Module]:
-    attentions = [getattr(block, "attn", None) for block in getattr(model, "blocks", [])]
+    attentions: list[Any] = [getattr(block, "attn", None) for block in getattr(model, "blocks", [])]
     if not attentions or not all(hasattr(attention, "qkv") for attention in attentions):
         raise LocAtError(
-            f"attention_maps cannot read {type(model).__name__}; it needs blocks whose attn has one qkv projection"
+            f"attention_maps cannot read {type(model).__name__}; it needs blocks whose attn has one qkv "
+            "projection, as timm's ViTs have"
         )
     return attentions
 

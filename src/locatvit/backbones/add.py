@@ -17,8 +17,8 @@ Model = TypeVar("Model", bound=nn.Module)
 def add_locat(model: Model, config: LocAtConfig | None = None) -> Model:
     """Put GAug into every attention of ``model`` and PRR before its head; in place.
 
-    The model keeps its class and its weights their names; only ``...attn.gaug.*`` is new (and one ``gate`` with
-    ``start="identity"``). New weights are on the device and in the precision of the model's.
+    The model keeps its class and its weights their names; only ``...attn.gaug.*`` is new (and one ``gate``
+    with ``start="identity"``). New weights are on the device and in the precision of the model's.
 
     Args:
         model: of a family in ``BACKBONES``.
@@ -28,13 +28,11 @@ def add_locat(model: Model, config: LocAtConfig | None = None) -> Model:
         The model itself, with ``locat_config`` set.
 
     Raises:
-        LocAtError: an unknown family, a model that has LocAt already, or settings of it that LocAt cannot serve;
-            the model is then as it was.
+        LocAtError: an unknown family, a model that has LocAt already, or settings of it that LocAt cannot
+            serve; the model is then as it was.
     """
     config = config or LocAtConfig()
-    if any(isinstance(module, LocalityAttention) for module in model.modules()) or hasattr(
-        model, "locat_config"
-    ):
+    if any(isinstance(module, LocalityAttention) for module in model.modules()) or hasattr(model, "locat_config"):
         raise LocAtError(f"this {type(model).__name__} has LocAt already; add_locat takes a model without it")
     for family in BACKBONES:
         if family.matches(model):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import json
 import pickle
-from dataclasses import asdict
+import re
+import struct
+import zipfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +18,73 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from locatvit.errors import LocAtError
 from locatvit.layers import GAug
-from locatvit.storage import atomic_write
+from locatvit.storage import write_bytes
 
 _HUB = "hf-hub:"
 _WEIGHTS_FILE = "model.safetensors"
 # Where training programs put the weights in a pickle, e.g. timm's; the averaged ones first.
 _STATE_DICT_KEYS = ("state_dict_ema", "state_dict", "model_ema", "model", "module")
 _METADATA_KEY = "locatvit"
+# what torch raises on broken bytes, by experience: it runs them as a pickle until something does not hold
+_BROKEN = (
+    RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+    struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What weights do not tell themselves.
+
+    Attributes:
+        config: LocAt's settings, without the backend; None for a plain model.
+        trained_grid: (height, width) that the variance is scaled to; None without GAug.
+    """
+
+    config: dict[str, Any] | None
+    trained_grid: list[int] | None
 
 
 def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
-    """Write the weights to ``path`` atomically: safetensors, or for ``.pth`` and ``.pt`` what timm's tools read.
+    """Write the weights to ``path`` atomically: safetensors, or for ``.pth`` and ``.pt`` what timm reads.
 
-    A safetensors file also carries LocAt's configuration and the trained grid, which give the weights their meaning.
+    A safetensors file also carries LocAt's configuration and the trained grid, which give the weights their
+    meaning.
+
+    Raises:
+        LocAtError: another ending, or the file cannot be written; what was there before stands.
     """
     path = Path(path)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
-        metadata = {_METADATA_KEY: json.dumps(_meaning(model)), "format": "pt"}
-        atomic_write(path, lambda temporary: save_file(state, temporary, metadata=metadata))
+        metadata = {_METADATA_KEY: json.dumps(asdict(_meaning(model))), "format": "pt"}
+        write_bytes(path, _in_order(save(state, metadata=metadata)))
     elif path.suffix in (".pth", ".pt"):
-        atomic_write(path, lambda temporary: torch.save({"state_dict": state}, temporary))
+        buffer = io.BytesIO()
+        torch.save({"state_dict": state}, buffer)
+        write_bytes(path, buffer.getvalue())
     else:
-        raise LocAtError(
-            f"checkpoint {path} ends in {path.suffix!r}; use .safetensors, or .pth for timm's scripts"
-        )
+        raise LocAtError(f"checkpoint {path} ends in {path.suffix!r}; use .safetensors, or .pth for timm's scripts")
     return path
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted, so that equal weights give equal bytes.
+
+    The library writes them in an order that changes from call to call. The header is JSON behind its length
+    in 8 bytes, filled with blanks to a multiple of 8.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_checkpoint(model: nn.Module, source: str | Path, *, cache_dir: str | None = None) -> nn.Module:
@@ -51,22 +92,67 @@ def load_checkpoint(model: nn.Module, source: str | Path, *, cache_dir: str | No
 
     Args:
         model: with LocAt or without, as the checkpoint is.
-        source: a ``.safetensors`` file, a pickle of weights (``.pth``, ``.pt``, ``.tar``, ``.bin``; loaded with
-            ``weights_only=True``), a folder with ``model.safetensors``, or ``"hf-hub:owner/name"``.
+        source: see ``Weights.read``.
         cache_dir: of the hub client.
 
     Raises:
-        LocAtError: no such file; truncated, foreign or unsafe content; keys or shapes that differ (named).
-            The model is then as it was.
+        LocAtError: see ``Weights``. The model is then as it was.
     """
-    path = _locate(source, cache_dir)
-    state, meaning = _read(path)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    _check_keys(model, state, path)
-    if meaning is not None:
-        _check_meaning(_meaning(model), meaning, path)
-    model.load_state_dict(state, strict=True)
-    return model
+    return Weights.read(source, cache_dir=cache_dir).load_into(model)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a file, before they are in a model.
+
+    Attributes:
+        path: of the file.
+        state: names to tensors, on the CPU.
+        meaning: None where the file does not tell, as the authors' and timm's do not.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    meaning: Meaning | None
+
+    @classmethod
+    def read(cls, source: str | Path, *, cache_dir: str | None = None) -> Weights:
+        """Read a file; a pickle may hold tensors and plain data alone, nothing in it is run.
+
+        Args:
+            source: a ``.safetensors`` file, a pickle (``.pth``, ``.pt``, ``.tar``, ``.bin``), a folder with
+                ``model.safetensors``, or ``"hf-hub:owner/name"``.
+            cache_dir: of the hub client.
+
+        Raises:
+            LocAtError: no such file; truncated, foreign or unsafe content.
+        """
+        path = _locate(source, cache_dir)
+        state, meaning = _read_safetensors(path) if path.suffix == ".safetensors" else (_unpickle(path), None)
+        return cls(path, {key.removeprefix("module."): value for key, value in state.items()}, meaning)
+
+    def load_into(self, model: nn.Module) -> nn.Module:
+        """Load strictly, in place; returns the model.
+
+        Raises:
+            LocAtError: keys, shapes or meaning differ (named, with the remedy where the cause is a common
+                one). The model is then as it was.
+        """
+        _check_keys(model, self.state, self.path)
+        _check_shapes(model, self.state, self.path)
+        if self.meaning is not None:
+            _check_meaning(_meaning(model), self.meaning, self.path)
+        model.load_state_dict(self.state, strict=True)
+        return model
+
+
+def weights_digest(model: nn.Module) -> str:
+    """16 hexadecimal digits of the SHA-256 of all weights, names and types included."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _locate(source: str | Path, cache_dir: str | None) -> Path:
@@ -75,51 +161,68 @@ def _locate(source: str | Path, cache_dir: str | None) -> Path:
         try:
             return Path(hf_hub_download(repository, _WEIGHTS_FILE, cache_dir=cache_dir))
         except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-            reason = str(error).splitlines()[0]
             raise LocAtError(
-                f"cannot fetch {_WEIGHTS_FILE} of {repository!r} from the hub ({reason}); check the name and the "
-                "connection, or give the path of a downloaded file"
+                f"cannot fetch {_WEIGHTS_FILE} of {repository!r} from the hub ({_first_line(error)}); check "
+                "the name and the connection, or give the path of a downloaded file"
             ) from error
     path = Path(source)
     if path.is_dir():
         path = path / _WEIGHTS_FILE
     if not path.is_file():
-        raise LocAtError(
-            f"no checkpoint at {path}; give a file, a folder with {_WEIGHTS_FILE}, or hf-hub:owner/name"
-        )
+        raise LocAtError(f"no checkpoint at {path}; give a file, a folder with {_WEIGHTS_FILE}, or hf-hub:owner/name")
     return path
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
-        except SafetensorError as error:
-            raise _unreadable(path, error) from error
-        return state, json.loads(metadata[_METADATA_KEY]) if _METADATA_KEY in metadata else None
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Meaning | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+        meaning = Meaning(**json.loads(metadata[_METADATA_KEY])) if _METADATA_KEY in metadata else None
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise _unreadable(path, _first_line(error)) from error
+    return state, meaning
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
     try:
         # timm's training script stores its arguments beside the weights: a plain container
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise _unreadable(path, error) from error
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused is None:
+            raise _unreadable(path, "no pickle of tensors") from error
+        raise LocAtError(
+            f"{path} holds {refused[1]}, which is neither a tensor nor plain data and may be harmful, so it "
+            "was not loaded; save the model's state_dict alone, best as .safetensors"
+        ) from error
+    except _BROKEN as error:
+        raise _unreadable(path, _first_line(error)) from error
     for key in _STATE_DICT_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise LocAtError(f"{path} holds no weights but {type(content).__name__}; save the model's state_dict")
-    return content, None
+        raise LocAtError(f"{path} holds no weights but {_kind(content)}; save the model's state_dict")
+    return content
 
 
-def _unreadable(path: Path, error: Exception) -> LocAtError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+def _kind(content: Any) -> str:
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    return f"a dictionary with {_some([str(key) for key in content])}"
+
+
+def _unreadable(path: Path, reason: str) -> LocAtError:
     return LocAtError(
         f"{path} ({path.stat().st_size} bytes) is truncated or no file of weights ({reason}); copy it again, "
-        "or take another checkpoint. Pickles may hold tensors alone"
+        "or take another checkpoint"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _check_keys(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -129,24 +232,31 @@ def _check_keys(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     if len(missing) == len(own):
         raise LocAtError(
             f"{path} is a foreign checkpoint: none of its {len(state)} keys ({_some(unexpected)}) is one of "
-            f"{type(model).__name__}'s ({_some(missing)})"
+            f"{type(model).__name__}'s ({_some(missing)}); give one of this kind of model"
         )
     if missing or unexpected:
         raise LocAtError(
-            f"{path} does not fit: missing {_some(missing)}; unexpected {_some(unexpected)}{_hint(missing, unexpected)}"
+            f"{path} does not fit: missing {_some(missing)}; unexpected {_some(unexpected)}. "
+            + _remedy(missing, unexpected)
         )
+
+
+def _check_shapes(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
     wrong = [key for key in own if own[key].shape != state[key].shape]
-    if wrong:
-        key = wrong[0]
-        remedy = (
-            f"create the model with num_classes={state[key].shape[0]}"
-            if key.startswith("head.")
-            else "create the model with the sizes that the checkpoint was trained with"
-        )
-        raise LocAtError(
-            f"{path} does not fit: {key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in "
-            f"the model ({len(wrong)} such tensors); {remedy}"
-        )
+    if not wrong:
+        return
+    key = wrong[0]
+    remedy = (
+        f"its classes are {state[key].shape[0]} and the model's {own[key].shape[0]}: create the model with "
+        f"num_classes={state[key].shape[0]}, or take a checkpoint with {own[key].shape[0]} classes"
+        if all(name.startswith("head") for name in wrong)
+        else "create the model with the sizes that the checkpoint was trained with"
+    )
+    raise LocAtError(
+        f"{path} does not fit: {key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in "
+        f"the model ({len(wrong)} such tensor{'s' * (len(wrong) != 1)}); {remedy}"
+    )
 
 
 def _some(keys: list[str]) -> str:
@@ -155,37 +265,42 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def _hint(missing: list[str], unexpected: list[str]) -> str:
+def _remedy(missing: list[str], unexpected: list[str]) -> str:
     if missing and not unexpected and all(".gaug." in key for key in missing):
-        return ". The file is of a plain model: load it first, then add_locat"
+        return "The file is of a plain model: load it first, then add_locat"
     if unexpected and not missing and all(".gaug." in key for key in unexpected):
-        return ". The file is of a model with LocAt: call add_locat first"
-    return ""
+        return "The file is of a model with LocAt: call add_locat first"
+    return "Create the model with the settings that the checkpoint was trained with"
 
 
-def _meaning(model: nn.Module) -> dict[str, Any]:
-    """What the weights do not tell: LocAt's configuration and the grid that the variance is scaled to."""
+def _meaning(model: nn.Module) -> Meaning:
     config = getattr(model, "locat_config", None)
     grids = [list(module.trained_grid) for module in model.modules() if isinstance(module, GAug)]
-    meaning = {
-        "config": None if config is None else asdict(config),
-        "trained_grid": grids[0] if grids else None,
-    }
-    if meaning["config"]:
-        del meaning["config"]["backend"]
-    return json.loads(json.dumps(meaning))
+    settings: dict[str, Any] | None = None
+    if config is not None:
+        settings = json.loads(json.dumps(asdict(config)))  # tuples are lists, as in the file
+        del settings["backend"]
+    return Meaning(settings, grids[0] if grids else None)
 
 
-def _check_meaning(own: dict[str, Any], saved: dict[str, Any], path: Path) -> None:
-    if own["trained_grid"] != saved["trained_grid"]:
-        raise LocAtError(
-            f"{path} was trained on grid {saved['trained_grid']} and the model is built for {own['trained_grid']}: its "
-            "variances would mean something else; create the model with the trained img_size and dynamic_img_size=True"
+def _check_meaning(own: Meaning, saved: Meaning, path: Path) -> None:
+    if (own.config is None) != (saved.config is None):
+        with_locat, remedy = (
+            ("without LocAt and the model has it", "load it first, then add_locat")
+            if saved.config is None
+            else ("with LocAt and the model has none", "call add_locat first")
         )
-    own_config, saved_config = own["config"] or {}, saved["config"] or {}
-    for key in saved_config:
-        if own_config.get(key) != saved_config[key]:
+        raise LocAtError(f"{path} was saved {with_locat}; {remedy}")
+    if own.trained_grid != saved.trained_grid:
+        raise LocAtError(
+            f"{path} was trained on grid {saved.trained_grid} and the model is built for {own.trained_grid}: "
+            "its variances would mean something else; create the model with the trained img_size and "
+            "dynamic_img_size=True"
+        )
+    for key, value in (saved.config or {}).items():
+        ours = (own.config or {}).get(key)
+        if ours != value:
             raise LocAtError(
-                f"{path} was saved with LocAt's {key}={saved_config[key]!r} and the model has {own_config.get(key)!r}; "
-                f"create it with LocAtConfig({key}={saved_config[key]!r})"
+                f"{path} was saved with LocAt's {key}={value!r} and the model has {ours!r}; create it with "
+                f"LocAtConfig({key}={value!r})"
             )

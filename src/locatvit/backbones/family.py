@@ -15,7 +15,7 @@ class Family:
     """One family of backbones.
 
     Attributes:
-        name: short, as in the documentation.
+        name: short, as tables call a plain model and its LocAt twin.
         description: what it holds, for messages.
         matches: whether a model is of this family.
         add: puts LocAt into such a model; raises ``LocAtError`` before it changes anything.

@@ -40,6 +40,13 @@ MODELS: dict[str, NamedModel] = {
 }
 """The only list of names."""
 
+# What timm's and torch's constructors raise on arguments that do not go together.
+_REFUSALS = (
+    TypeError, ValueError, AssertionError, AttributeError, ArithmeticError, LookupError, RuntimeError, OSError
+)  # fmt: skip
+# What stands before names that timm fetches itself.
+_OUTSIDE = ("hf-hub:", "hf_hub:", "local-dir:")
+
 # The authors trained with these, and details of their models follow from them.
 _PRETRAINED = {
     "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": None, "crop_pct": 0.9,
@@ -58,19 +65,28 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
     Args:
         name: e.g. ``"locatvit_base"`` (timm's ViT-Base and ``add_locat``) or any timm name.
         pretrained: load published weights.
-        kwargs: timm's (``num_classes``, ``img_size``, ``dynamic_img_size``, ``reg_tokens``, ``pos_embed="none"``,
-            ``drop_path_rate``, ...), and for our names ``locat``, a ``LocAtConfig``, or ``gaug`` and ``prr``.
+        kwargs: timm's (``num_classes``, ``img_size``, ``dynamic_img_size``, ``reg_tokens``,
+            ``pos_embed="none"``, ``drop_path_rate``, ...), and for our names ``locat``, a ``LocAtConfig``, or
+            ``gaug`` and ``prr``.
 
     Raises:
         LocAtError: an unknown name (with near matches), or a keyword that the model does not take.
     """
-    if not is_model(name) and not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
-        raise LocAtError(f"model {name!r} is unknown; {near_matches(name, list_models())}")
+    check_name(name)
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except (TypeError, AssertionError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
-        raise LocAtError(f"model {name!r} cannot be created with {given}: {error}") from error
+    except LocAtError:
+        raise
+    except _REFUSALS as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in {"pretrained": pretrained, **kwargs}.items())
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise LocAtError(f"model {name!r} cannot be created with {given}: {reason}") from error
+
+
+def check_name(name: str) -> None:
+    """Raise ``LocAtError``, with near matches, for a name that ``create_model`` does not know."""
+    if not is_model(name) and not name.startswith(_OUTSIDE):
+        raise LocAtError(f"model {name!r} is unknown; {near_matches(name, list_models())} Ours: {', '.join(MODELS)}")
 
 
 def _entrypoint(name: str, named: NamedModel) -> Callable[..., nn.Module]:
@@ -90,12 +106,14 @@ def _entrypoint(name: str, named: NamedModel) -> Callable[..., nn.Module]:
         from locatvit.backbones.add import add_locat
 
         config = locat or LocAtConfig()
-        switches = {key: value for key, value in (("gaug", gaug), ("prr", prr)) if value is not None}
+        config = replace(
+            config,
+            gaug=config.gaug if gaug is None else gaug,
+            prr=config.prr if prr is None else prr,
+        )
         if no_pos_emb:  # the authors' keyword
             kwargs["pos_embed"] = "none"
-        model = add_locat(
-            timm.create_model(named.host, **{**named.host_kwargs, **kwargs}), replace(config, **switches)
-        )
+        model = add_locat(timm.create_model(named.host, **{**named.host_kwargs, **kwargs}), config)
         cfg = pretrained_cfg or default_cfgs[name].default.to_dict()
         cfg = cfg if isinstance(cfg, dict) else cfg.to_dict()
         model.pretrained_cfg = model.default_cfg = {
@@ -115,9 +133,7 @@ def _entrypoint(name: str, named: NamedModel) -> Callable[..., nn.Module]:
 def _load_published(model: nn.Module, name: str, named: NamedModel, cache_dir: str | None) -> None:
     if named.hub_id is None:
         published = ", ".join(known for known, other in MODELS.items() if other.hub_id)
-        raise LocAtError(
-            f"there are no published weights of {name}; there are of {published}: use pretrained=False"
-        )
+        raise LocAtError(f"there are no published weights of {name}; there are of {published}: use pretrained=False")
     from locatvit.backbones.checkpoint import load_checkpoint
 
     load_checkpoint(model, f"hf-hub:{named.hub_id}", cache_dir=cache_dir)

@@ -96,8 +96,8 @@ def _check(model: VisionTransformer, config: LocAtConfig) -> None:
         attention = getattr(block, "attn", None)
         if type(attention) is not Attention:
             raise LocAtError(
-                f"block {index} has {type(attention).__name__} where LocAt needs timm's Attention with one qkv "
-                "projection; choose a model built of plain blocks"
+                f"block {index} has {type(attention).__name__} where LocAt needs timm's Attention with one "
+                "qkv projection; choose a model built of plain blocks"
             )
     depth = len(model.blocks)
     if config.layers is not None and not all(0 <= layer < depth for layer in config.layers):
@@ -109,8 +109,8 @@ def _check(model: VisionTransformer, config: LocAtConfig) -> None:
         )
     if config.prr and model.global_pool == "map":
         raise LocAtError(
-            "global_pool is 'map', an attention pool with weights of its own; PRR takes its place before the head: "
-            "use LocAtConfig(prr=False), or create the model with global_pool='token' or 'avg'"
+            "global_pool is 'map', an attention pool with weights of its own; PRR takes its place before the "
+            "head: use LocAtConfig(prr=False), or create the model with global_pool='token' or 'avg'"
         )
 
 
@@ -145,4 +145,4 @@ def _add_refinement(model: VisionTransformer, config: LocAtConfig) -> None:
     model.global_pool = "prr"
 
 
-FAMILY = Family("timm ViT", "timm's VisionTransformer (ViT, registers, DeiT)", matches, add)
+FAMILY = Family("ViT", "timm's VisionTransformer (ViT, registers, DeiT)", matches, add)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from locatvit.errors import LocAtError, near_matches
 
 VERBS = {
-    "quickstart": "train a small ViT with LocAt and without, compare them on one page (5 minutes, no download)",
+    "quickstart": "train a small ViT with and without LocAt, compare them on a page (5 minutes, no download)",
     "train": "train a classifier",
     "validate": "measure a classifier on the validation images",
     "segment": "train a segmentation head on a frozen backbone and measure it",
@@ -28,27 +29,40 @@ verbs:
 Each verb has its own help: locatvit train --help
 Begin with: locatvit quickstart
 """
+_MISTAKE, _INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns the exit code: 0, or 2 for a mistake that the message tells how to mend."""
+    """Run one verb.
+
+    Args:
+        arguments: the verb and its options; None for those of the process.
+
+    Returns:
+        The exit code: 0; 2 for a mistake, with one line on standard error that tells how to mend it; 130
+        when stopped.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="locatvit: %(levelname)s: %(message)s")
     try:
         return _dispatch(arguments)
     except LocAtError as error:
-        print(f"locatvit: error: {error}", file=sys.stderr)
-        return 2
+        return _stop(f"error: {error}", _MISTAKE)
+    except BrokenPipeError:
+        # whoever reads our output has gone; nothing more may be written to it, also not at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _stop(f"error: {_describe(error)}; check that the path exists, may be used and has space", _MISTAKE)
     except KeyboardInterrupt:
-        print("locatvit: stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
+        return _stop("stopped; the same command goes on from the last checkpoint, if one was written", _INTERRUPTED)
 
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         width = max(map(len, VERBS))
         print(_HELP.format(verbs="\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())))
-        return 0 if arguments else 2
+        return 0 if arguments else _MISTAKE
     if arguments[0] in ("-V", "--version"):
         from locatvit import __version__
 
@@ -59,3 +73,13 @@ def _dispatch(arguments: list[str]) -> int:
         raise LocAtError(f"{verb!r} is no verb; {near_matches(verb, VERBS)}")
     importlib.import_module(f"locatvit.cli.{verb}").run(arguments[1:])
     return 0
+
+
+def _describe(error: OSError) -> str:
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename is not None else reason
+
+
+def _stop(message: str, code: int) -> int:
+    print(f"locatvit: {message}", file=sys.stderr)
+    return code

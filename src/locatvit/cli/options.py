@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+import re
+from argparse import HelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
+from locatvit.cli.mistakes import cause, explain, known_options, with_option
 from locatvit.errors import LocAtError
 
 Config = TypeVar("Config")
 
 
+class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults in the help, and examples as they are written."""
+
+
+class _Parser(ArgumentParser):
+    """Help without the names of Python's classes."""
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """The help's text."""
+        return re.sub(r"<class\s+'Path'>", "path", super().format_help(formatter))
+
+
 def make_parser(verb: str, description: str, epilog: str = "") -> ArgumentParser:
-    """A parser that raises ``LocAtError`` where the arguments are wrong, and reads YAML by ``--config``."""
-    from argparse import RawDescriptionHelpFormatter
+    """A parser for one verb, to be used through ``parse``. It reads YAML by ``--config``.
 
-    from jsonargparse import DefaultHelpFormatter
-
-    class Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-        """Defaults in the help, and examples as they are written."""
-
-    parser = ArgumentParser(
+    Args:
+        verb: its name.
+        description: one sentence.
+        epilog: examples.
+    """
+    parser = _Parser(
         prog=f"locatvit {verb}",
+        usage=f"locatvit {verb} [options]",
         description=description,
         epilog=epilog,
         exit_on_error=False,
-        formatter_class=Formatter,
+        allow_abbrev=False,
+        formatter_class=_Formatter,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below, nested")
     return parser
@@ -36,23 +52,23 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], config: type[Config]
     """The dataclass that the arguments describe, and all that was parsed.
 
     Raises:
-        LocAtError: an unknown option or a value of the wrong type.
+        LocAtError: an unknown option or a value that it does not take.
     """
-    try:
-        parsed = parser.parse_args(list(arguments))
-        built = parser.instantiate(parsed)
-    except ArgumentError as error:
-        raise LocAtError(_one_line(error)) from error
+    built = parse_arguments(parser, arguments, config)
     fields = {name: built[name] for name in config.__dataclass_fields__}  # type: ignore[attr-defined]
     return config(**fields), built
 
 
-def _one_line(error: ArgumentError) -> str:
-    # a dataclass that refuses a value is quoted within jsonargparse's own, longer words
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, LocAtError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    lines = [line.strip(" -") for line in str(error).splitlines()]
-    return " ".join(line for line in lines if line)
+def parse_arguments(parser: ArgumentParser, arguments: Sequence[str], config: type[Any] | None = None) -> Namespace:
+    """All that was parsed, dataclasses made of their options; ``config`` is what messages know types from.
+
+    Raises:
+        LocAtError: an unknown option or a value that it does not take.
+    """
+    options = known_options(config, parser.get_defaults().keys())
+    try:
+        return parser.instantiate(parser.parse_args(list(arguments)))
+    except (ArgumentError, ValueError) as error:
+        ours = cause(error)
+        text = explain(str(error), config, options) if ours is None else with_option(str(ours), options)
+        raise LocAtError(text) from error

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentError
-
-from locatvit.cli.options import make_parser
-from locatvit.errors import LocAtError
+from locatvit.cli.options import make_parser, parse_arguments
 
 _EXAMPLES = """examples:
   a table in the terminal:
@@ -21,14 +18,9 @@ _EXAMPLES = """examples:
 def run(arguments: Sequence[str]) -> None:
     """Print the runs' table, or write a report."""
     parser = make_parser("report", "Put finished runs into one table or page.", _EXAMPLES)
-    parser.add_argument(
-        "runs", nargs="+", type=Path, help="run folders; seeds of one experiment are averaged"
-    )
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders; seeds of one experiment are averaged")
     parser.add_argument("--output", type=Path | None, default=None, help="a file to write, .md or .html")
-    try:
-        parsed = parser.parse_args(list(arguments))
-    except ArgumentError as error:
-        raise LocAtError(str(error)) from error
+    parsed = parse_arguments(parser, arguments)
 
     from locatvit.cli.show import show_results
     from locatvit.report.runs import read_runs, write_runs_report

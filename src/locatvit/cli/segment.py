@@ -11,7 +11,8 @@ _EXAMPLES = """examples:
   the backbone of a training run, on CamVid:
     locatvit segment --backbone runs/locatvit_tiny --data.name camvid --data.root CAMVID --run_dir runs/camvid
   any timm model:
-    locatvit segment --model.name vit_small_patch16_224 --model.pretrained true --data.name folder --data.root ROOT
+    locatvit segment --model.name vit_small_patch16_224 --model.pretrained true \\
+        --data.name folder --data.root ade20k --data.label ade20k --run_dir runs/ade20k
 The folder's layout: images/{train,val}, annotations/{train,val}, classes.txt; 255 in a mask is ignored.
 """
 
@@ -29,8 +30,11 @@ def run(arguments: Sequence[str]) -> None:
 
     from locatvit.cli.show import show_results
     from locatvit.recipes.segmentation import segment
+    from locatvit.training.runtime import is_main_process
 
     result = segment(config, parsed.resume)
+    if not is_main_process():
+        return
     show_results([result])
     print(f"in {config.run_dir}: head.safetensors, result.json, metrics.jsonl, config.yaml")
     print(f"next: locatvit report {config.run_dir} OTHER_RUNS... --output report.html")

@@ -9,9 +9,10 @@ from locatvit.recipes.config import TrainRun
 
 _EXAMPLES = """examples:
   the paper's ViT-Tiny + LocAt on an ImageNet folder (train/<class>/*, val/<class>/*):
-    locatvit train --data.name folder --data.root imagenet --run_dir runs/locatvit_tiny
+    locatvit train --model.name locatvit_tiny --model.kwargs.drop_path_rate 0.1 --training.precision fp16 \\
+        --data.name folder --data.root imagenet --data.label imagenet --run_dir runs/locatvit_tiny
   the same without LocAt:
-    locatvit train --model.name vit_tiny_patch16_224 --data.name folder --data.root imagenet --run_dir runs/vit_tiny
+    locatvit train --model.name vit_tiny_patch16_224 ... --run_dir runs/vit_tiny
   GAug only:
     locatvit train --model.locat.prr false ...
   several GPUs:
@@ -22,17 +23,18 @@ A run that was stopped goes on by the same command; --resume never starts it ane
 
 def run(arguments: Sequence[str]) -> None:
     """Train a classifier and print its result."""
-    parser = make_parser(
-        "train", "Train a classifier, with LocAt or without. Defaults: the paper's recipe.", _EXAMPLES
-    )
+    parser = make_parser("train", "Train a classifier, with LocAt or without. Defaults: the paper's recipe.", _EXAMPLES)
     parser.add_class_arguments(TrainRun, None)
     parser.add_argument("--resume", type=str, default="auto", help="auto, never, or a checkpoint's path")
     config, parsed = parse(parser, arguments, TrainRun)
 
     from locatvit.cli.show import show_results
     from locatvit.recipes.classification import train
+    from locatvit.training.runtime import is_main_process
 
     result = train(config, parsed.resume)
+    if not is_main_process():
+        return
     show_results([result])
     print(f"in {config.run_dir}: model.safetensors, result.json, metrics.jsonl, config.yaml")
     print(f"next: locatvit segment --backbone {config.run_dir} --data.name camvid --data.root CAMVID")

@@ -170,9 +170,7 @@ def make_loader(
     if isinstance(dataset, IterableDataset):
         from locatvit.data.timm_data import make_stream_loader
 
-        return make_stream_loader(
-            dataset, batch_size=batch_size, training=training, num_workers=num_workers, seed=seed
-        )
+        return make_stream_loader(dataset, batch_size=batch_size, training=training, num_workers=num_workers, seed=seed)
     if len(dataset) == 0:
         raise LocAtError("the data set is empty; it needs one image at least")
     return Loader(
@@ -197,9 +195,7 @@ def collate(samples: list[tuple[Any, Any]]) -> Any:
         shapes = {tuple(sample[place].shape) for sample in samples if isinstance(sample[place], Tensor)}
         if len(shapes) > 1:
             sizes = ", ".join("x".join(map(str, shape[-2:])) for shape in sorted(shapes)[:3])
-            raise LoaderError(
-                f"{kind} of sizes {sizes} in one batch; use batch_size 1, or a transform that crops"
-            )
+            raise LoaderError(f"{kind} of sizes {sizes} in one batch; use batch_size 1, or a transform that crops")
     return default_collate(samples)
 
 

@@ -69,9 +69,7 @@ def open_timm(
         ) from error
     spec = DataSpec(name, "classification", _class_names(data, name, num_classes))
     return (
-        TimmStream(data, spec, transform)
-        if isinstance(data, IterableDataset)
-        else TimmDataset(data, spec, transform)
+        TimmStream(data, spec, transform) if isinstance(data, IterableDataset) else TimmDataset(data, spec, transform)
     )
 
 
@@ -92,9 +90,7 @@ def _class_names(data: Any, name: str, num_classes: int | None) -> tuple[str, ..
     if num_classes is None or num_classes == len(names):
         return names
     if names:
-        raise LocAtError(
-            f"num_classes is {num_classes}, but data set {name!r} has {len(names)} classes; leave it out"
-        )
+        raise LocAtError(f"num_classes is {num_classes}, but data set {name!r} has {len(names)} classes; leave it out")
     return tuple(str(number) for number in range(num_classes))
 
 
@@ -213,9 +209,7 @@ def make_stream_loader(
     logs and omits them.
     """
     if not isinstance(dataset, TimmStream):
-        raise LocAtError(
-            f"{type(dataset).__name__} has no random access; make_loader takes such only from timm"
-        )
+        raise LocAtError(f"{type(dataset).__name__} has no random access; make_loader takes such only from timm")
     num_workers = max(num_workers, 1) if training else min(num_workers, 1)
     reader = dataset.data.reader
     reader.is_training, reader.batch_size, reader.common_seed = training, batch_size, seed

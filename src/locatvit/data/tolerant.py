@@ -60,16 +60,14 @@ class TolerantDataset(Dataset[tuple[Any, Any]]):
                 return self.dataset[candidate]
             except UnreadableImage as error:
                 self._count(candidate, error)
-        raise LocAtError(
-            f"none of the {len(self)} images can be read, the first is {self.dataset.describe(0)}"
-        )
+        raise LocAtError(f"none of the {len(self)} images can be read, the first is {self.dataset.describe(0)}")
 
     def _count(self, index: int, error: UnreadableImage) -> None:
         self._bad[index] = True
         bad = self.bad_images
-        _log.warning("%s (%d unreadable so far, %d allowed)", error, len(bad), self.max_bad_images)
         if len(bad) > self.max_bad_images:
             raise LocAtError(
                 f"unreadable images: {len(bad)}, more than max_bad_images {self.max_bad_images}: "
                 f"{', '.join(bad)}; the last: {error}. Mend or remove them, or raise max_bad_images"
             ) from error
+        _log.warning("%s (%d unreadable so far, %d allowed)", error, len(bad), self.max_bad_images)

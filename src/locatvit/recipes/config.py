@@ -24,7 +24,8 @@ class ModelConfig:
             where this is given.
         checkpoint: weights to start from: a file, a folder, or hf-hub:owner/name.
         pretrained: load the weights published under the name.
-        label: the family's name in tables, the same for the plain model and its LocAt twin.
+        label: how tables call the model, the same for a plain model and its LocAt twin. Null for the family,
+            e.g. ViT.
     """
 
     name: str = "locatvit_tiny"
@@ -32,7 +33,7 @@ class ModelConfig:
     locat: LocAtConfig | None = None
     checkpoint: str | None = None
     pretrained: bool = False
-    label: str = "ViT"
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,17 @@ class DataConfig:
     Attributes:
         name: scenes, cifar100, folder, camvid, or one of timm's (hfds/..., wds/..., torch/..., tfds/...).
         root: folder of the data; scenes needs none.
-        train_options: of the training split, e.g. {"num_images": 4000} for scenes, {"download": true} for cifar100.
+        label: how results call the data, e.g. imagenet or ade20k for a folder of them; the paper's figures
+            stand beside results of that label. Null for the name.
+        train_options: of the training split, e.g. {"num_images": 4000} for scenes, {"download": true} for
+            cifar100.
         val_options: of the validation split.
-        max_bad_images: unreadable images that are skipped, by name, before the run stops.
+        max_bad_images: how many unreadable images are skipped, by name; one more stops the run.
     """
 
     name: str = "scenes"
     root: Path | None = None
+    label: str | None = None
     train_options: dict[str, Any] = field(default_factory=dict)
     val_options: dict[str, Any] = field(default_factory=dict)
     max_bad_images: int = 0
@@ -64,9 +69,9 @@ class TrainRun:
 
     Attributes:
         run_dir: the run's folder: config.yaml, metrics.jsonl, checkpoints/, model.safetensors, result.json.
-        model: see ModelConfig.
-        data: see DataConfig.
-        augment: of the training images; its image_size, mean and std hold for validation too.
+        model: which model, and with which weights it starts.
+        data: which images.
+        augment: what is done to them; image_size, crop_fraction, mean and std hold for validation too.
         training: length, optimiser, schedule, mixing.
     """
 
@@ -82,12 +87,12 @@ class SegmentRun:
     """Training and measuring of a segmentation head on a frozen backbone.
 
     Attributes:
-        run_dir: the run's folder, as for training; head.safetensors holds the head.
-        backbone: folder of a training run; its model and weights are used. Null to say it in ``model``.
+        run_dir: the run's folder: config.yaml, metrics.jsonl, checkpoints/, head.safetensors, result.json.
+        backbone: folder of a training run, whose model and weights are used. Null where model says it.
         model: the backbone, where there is no such folder.
-        data: masks: camvid, folder or scenes.
-        augment: of the training images; its short_side, mean and std hold for validation too.
-        protocol: see SegmentationConfig.
+        data: which images and masks (camvid, folder or scenes).
+        augment: what is done to them; short_side, long_side_max, mean and std hold for validation too.
+        protocol: the head and its training.
     """
 
     run_dir: Path = Path("runs/segment")

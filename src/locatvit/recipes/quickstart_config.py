@@ -61,7 +61,9 @@ class QuickstartConfig:
     def _run(self, variant: str, seed: int) -> tuple[TrainRun, SegmentRun]:
         folder = self.run_dir / (f"{variant}_seed{seed}" if len(self.seeds) > 1 else variant)
         data = DataConfig(
-            name="scenes", train_options={"num_images": self.num_images, "cache": True}, val_options={"cache": True}
+            name="scenes",
+            train_options={"num_images": self.num_images, "cache": True},
+            val_options={"cache": True},
         )
         half = (0.5, 0.5, 0.5)
         training = TrainRun(

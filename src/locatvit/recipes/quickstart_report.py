@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +18,13 @@ from locatvit.data.transforms import segmentation_transform
 from locatvit.evaluation.extract import frozen_features
 from locatvit.evaluation.segmentation import SegmentationHead, predict
 from locatvit.recipes.config import SegmentRun, TrainRun
-from locatvit.recipes.quickstart_config import QuickstartConfig
+from locatvit.recipes.quickstart_config import MODEL_KWARGS, QuickstartConfig
 from locatvit.recipes.run import build_model, read_run_model
 from locatvit.recipes.segmentation import HEAD_FILE
 from locatvit.report.figures import attention_sheet, curves, segmentation_sheet, to_png_bytes
 from locatvit.report.html import write_report
 from locatvit.report.sections import Picture, Section, provenance_section
-from locatvit.report.tables import difference_table, per_class_table, results_table
+from locatvit.report.tables import Table, difference_table, per_class_table, results_table
 from locatvit.results import Result, read_metrics
 
 NAMES = {"vit": "ViT", "locatvit": "ViT + LocAt", "gaug": "ViT + GAug", "prr": "ViT + PRR"}
@@ -31,6 +33,7 @@ locatvit quickstart --variants '["vit", "gaug", "prr", "locatvit"]' --seeds '[0,
 locatvit train --help
 locatvit segment --help"""
 PAGE = "report.html"
+Transform = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 _NUM_SHEET_IMAGES = 6
 _ATTENTION_SCENE = 5
 
@@ -45,19 +48,31 @@ class _Trained:
 
 
 def write_page(
-    config: QuickstartConfig, runs: list[tuple[TrainRun, SegmentRun]], results: list[Result], *, seconds: float
+    config: QuickstartConfig,
+    runs: list[tuple[TrainRun, SegmentRun]],
+    results: list[Result],
+    *,
+    seconds: float,
 ) -> Path:
     """Write ``report.html`` into the quick start's folder and return its path."""
     first = runs[: len(config.variants)]
     trained = [_load(name, *pair) for name, pair in zip(config.variants, first, strict=True)]
-    scenes = SceneMasks("val", num_images=len(NAMES) * 100)
+    scenes = SceneMasks("val")
     transform = segmentation_transform(first[0][1].augment, training=False)
     sections = [
-        Section("Results", paragraphs=(_SETTING.format(**_setting(config, results)),), tables=_tables(results)),
+        Section(
+            "Results", paragraphs=(_SETTING.format(**_setting(config, results)),), tables=_tables(results)
+        ),
         Section("Training", pictures=(_curves(config, runs),)),
-        Section("Segmentation from frozen features", (_SEGMENTATION,), pictures=(_segmentations(trained, scenes, transform),)),
+        Section(
+            "Segmentation from frozen features",
+            (_SEGMENTATION,),
+            pictures=(_segmentations(trained, scenes, transform),),
+        ),
         Section("Where patches look", (_ATTENTION,), pictures=(_attention(trained, scenes, transform),)),
-        Section("IoU of each class", tables=(per_class_table([r for r in results if r.task == "segmentation"]),)),
+        Section(
+            "IoU of each class", tables=(per_class_table([r for r in results if r.task == "segmentation"]),)
+        ),
         Section("What comes next", (_NEXT,), code=NEXT_STEPS),
         provenance_section(results, "locatvit quickstart"),
     ]
@@ -66,7 +81,10 @@ def write_page(
         f"{config.epochs} epochs with the same seed and budget; {seconds:.0f} seconds in all."
     )
     return write_report(
-        config.run_dir / PAGE, title="LocAt quick start: what the patch tokens know", summary=summary, sections=sections
+        config.run_dir / PAGE,
+        title="LocAt quick start: what the patch tokens know",
+        summary=summary,
+        sections=sections,
     )
 
 
@@ -89,7 +107,7 @@ def _setting(config: QuickstartConfig, results: list[Result]) -> dict[str, str]:
     return {"parameters": " and ".join(dict.fromkeys(parameters)), "seeds": str(len(config.seeds))}
 
 
-def _tables(results: list[Result]) -> tuple:  # type: ignore[type-arg]
+def _tables(results: list[Result]) -> tuple[Table, ...]:
     differences = difference_table(results)
     return (results_table(results),) if differences is None else (results_table(results), differences)
 
@@ -104,7 +122,7 @@ def _load(variant: str, training: TrainRun, segmentation: SegmentRun) -> _Traine
 
 
 def _curves(config: QuickstartConfig, runs: list[tuple[TrainRun, SegmentRun]]) -> Picture:
-    rows: dict[str, list] = {NAMES[variant]: [] for variant in config.variants}  # type: ignore[type-arg]
+    rows: dict[str, list[list[dict[str, Any]]]] = {NAMES[variant]: [] for variant in config.variants}
     for index, (training, _) in enumerate(runs):
         rows[NAMES[config.variants[index % len(config.variants)]]].append(read_metrics(training.run_dir))
     return Picture(
@@ -114,7 +132,7 @@ def _curves(config: QuickstartConfig, runs: list[tuple[TrainRun, SegmentRun]]) -
 
 
 @torch.no_grad()
-def _segmentations(trained: list[_Trained], scenes: SceneMasks, transform) -> Picture:  # type: ignore[no-untyped-def]
+def _segmentations(trained: list[_Trained], scenes: SceneMasks, transform: Transform) -> Picture:
     shown = [scenes.scene(index) for index in range(_NUM_SHEET_IMAGES)]
     images = torch.stack([_tensor(scenes, transform, index) for index in range(_NUM_SHEET_IMAGES)])
     size = shown[0].mask.shape
@@ -122,17 +140,21 @@ def _segmentations(trained: list[_Trained], scenes: SceneMasks, transform) -> Pi
         t.name: list(predict(frozen_features(t.model), t.head, images, size).numpy()) for t in trained
     }
     figure = segmentation_sheet(
-        [scene.image for scene in shown], [scene.mask for scene in shown], predictions, scenes.spec.classes, 255
+        [scene.image for scene in shown],
+        [scene.mask for scene in shown],
+        predictions,
+        scenes.spec.classes,
+        255,
     )
     return Picture(to_png_bytes(figure), "Scenes, their true masks and each model's masks")
 
 
-def _attention(trained: list[_Trained], scenes: SceneMasks, transform) -> Picture:  # type: ignore[no-untyped-def]
+def _attention(trained: list[_Trained], scenes: SceneMasks, transform: Transform) -> Picture:
     image = _tensor(scenes, transform, _ATTENTION_SCENE)[None]
     scene = scenes.scene(_ATTENTION_SCENE)
-    patch = trained[0].model.patch_embed.patch_size[0]
+    patch = MODEL_KWARGS["patch_size"]
     points = _points(scene.mask, scene.label + 1, patch)
-    last = len(trained[0].model.blocks) - 1
+    last = MODEL_KWARGS["depth"] - 1
     maps = {}
     for t in trained:
         weights = attention_maps(t.model, image, [last])
@@ -144,7 +166,7 @@ def _attention(trained: list[_Trained], scenes: SceneMasks, transform) -> Pictur
     )
 
 
-def _tensor(scenes: SceneMasks, transform, index: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
+def _tensor(scenes: SceneMasks, transform: Transform, index: int) -> torch.Tensor:
     image, mask = scenes[index]
     return transform(image, mask)[0]
 

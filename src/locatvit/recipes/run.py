@@ -1,105 +1,115 @@
-"""What all runs share: models and loaders by configuration, the run folder, the result's stamp."""
+"""What all runs share: models and loaders by configuration, and how results describe them."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
+from locatvit.backbones import BACKBONES
 from locatvit.backbones.add import add_locat
-from locatvit.backbones.checkpoint import load_checkpoint
-from locatvit.backbones.registry import MODELS, create_model
+from locatvit.backbones.checkpoint import Weights
+from locatvit.backbones.registry import MODELS, check_name, create_model
 from locatvit.config import LocAtConfig
-from locatvit.data import Task, open_dataset
+from locatvit.data import Split, Task, open_dataset
 from locatvit.data.loader import Loader, make_loader
 from locatvit.errors import LocAtError
 from locatvit.recipes.config import DataConfig, ModelConfig
-from locatvit.results import CONFIG_FILE, read_result
-from locatvit.storage import write_text
+from locatvit.recipes.folder import plain_data, read_config
+from locatvit.results import CONFIG_FILE, RESULT_FILE, read_result
 
 WEIGHTS_FILE = "model.safetensors"
 
 
-def build_model(config: ModelConfig, num_classes: int | None = None) -> nn.Module:
-    """The model of a configuration, with its weights loaded."""
-    kwargs = dict(config.kwargs)
-    if num_classes is not None:
-        given = kwargs.setdefault("num_classes", num_classes)
-        if given != num_classes:
+class ModelPlan:
+    """A model whose name and checkpoint are known to be good, before the data tell the number of classes.
+
+    Args:
+        config: see ``ModelConfig``.
+
+    Raises:
+        LocAtError: an unknown name, or a checkpoint that is missing or cannot be read.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        check_name(config.name)
+        self._config = config
+        self._weights = None if config.checkpoint is None else Weights.read(config.checkpoint)
+
+    def build(self, num_classes: int | None = None) -> nn.Module:
+        """The model with its weights; ``num_classes`` are the data's, None to leave the head as it is.
+
+        Raises:
+            LocAtError: the configuration has another number of classes, or the model cannot be created with
+                it, or the checkpoint does not fit.
+        """
+        config, kwargs = self._config, dict(self._config.kwargs)
+        if num_classes is not None and kwargs.setdefault("num_classes", num_classes) != num_classes:
             raise LocAtError(
-                f"model.kwargs says num_classes={given} but the data has {num_classes} classes; leave it out"
+                f"model.kwargs has num_classes={kwargs['num_classes']} but the data has {num_classes} "
+                "classes; leave it out"
             )
-    if config.name in MODELS:
-        model = create_model(config.name, config.pretrained, locat=config.locat, **kwargs)
-    else:
-        model = create_model(config.name, config.pretrained, **kwargs)
-        if config.locat is not None:
-            add_locat(model, config.locat)
-    if config.checkpoint is not None:
-        load_checkpoint(model, config.checkpoint)
-    return model
+        if config.name in MODELS:
+            model = create_model(config.name, config.pretrained, locat=config.locat, **kwargs)
+        else:
+            model = create_model(config.name, config.pretrained, **kwargs)
+            if config.locat is not None:
+                add_locat(model, config.locat)
+        return model if self._weights is None else self._weights.load_into(model)
 
 
-def build_loaders(
-    data: DataConfig, task: Task, train_transform: Any, val_transform: Any, *, batch_size: int, val_batch_size: int,
-    num_workers: int, seed: int,
-) -> tuple[Loader, Loader]:  # fmt: skip
-    """Loaders of both splits; ``.spec`` of their data sets tells the classes."""
-    workers = min(
-        num_workers, os.cpu_count() or 1
-    )  # more only wait for each other; results do not depend on it
+def build_model(config: ModelConfig, num_classes: int | None = None) -> nn.Module:
+    """The model of a configuration, with its weights loaded; see ``ModelPlan``."""
+    return ModelPlan(config).build(num_classes)
 
-    def loader(split: Any, transform: Any, options: dict[str, Any], size: int) -> Loader:
-        dataset = open_dataset(
-            data.name, task=task, split=split, root=data.root, transform=transform, **options
-        )
-        return make_loader(
-            dataset, batch_size=size, training=split == "train", num_workers=workers, seed=seed,
-            max_bad_images=data.max_bad_images,
-        )  # fmt: skip
 
-    return (
-        loader("train", train_transform, data.train_options, batch_size),
-        loader("val", val_transform, data.val_options, val_batch_size),
+def build_loader(
+    data: DataConfig,
+    task: Task,
+    split: Split,
+    transform: Any,
+    *,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+) -> Loader:
+    """The loader of one split, with no more workers than there are cores: more would wait for each other.
+
+    Raises:
+        LocAtError: the data cannot be opened; see ``open_dataset`` and ``make_loader``.
+    """
+    options = data.train_options if split == "train" else data.val_options
+    dataset = open_dataset(data.name, task=task, split=split, root=data.root, transform=transform, **options)
+    return make_loader(
+        dataset,
+        batch_size=batch_size,
+        training=split == "train",
+        num_workers=min(num_workers, _num_cores()),
+        seed=seed,
+        max_bad_images=data.max_bad_images,
     )
 
 
-def plain_data(value: Any) -> Any:
-    """Dataclasses, tuples and paths as what YAML and JSON hold."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain_data(asdict(value))
-    if isinstance(value, dict):
-        return {key: plain_data(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_data(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+def batch_share(batch_size: int, num_processes: int) -> int:
+    """What each process has of a batch; Accelerate gives every process batches of its own.
+
+    Raises:
+        LocAtError: the batch cannot be shared out evenly.
+    """
+    if batch_size % num_processes:
+        raise LocAtError(
+            f"batch_size is {batch_size}, over {num_processes} processes together; it must be a multiple of "
+            "their number"
+        )
+    return batch_size // num_processes
 
 
-def write_config(run_dir: Path, config: Any) -> None:
-    """Write the resolved configuration beside the metrics; ``--config`` reads it again."""
-    write_text(Path(run_dir) / CONFIG_FILE, yaml.safe_dump(plain_data(config), sort_keys=False))
-
-
-def describe_model(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
-    """A result's ``model``."""
-    locat = getattr(model, "locat_config", None)
-    return {
-        "name": config.name,
-        "label": config.label,
-        "kwargs": plain_data(config.kwargs),
-        "locat": None if locat is None else plain_data(locat),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }
-
-
-def describe_data(data: DataConfig, loader: Loader) -> dict[str, Any]:
-    """A result's ``data``, of the split that was measured."""
-    spec = loader.dataset.spec
-    return {"name": data.name, "split": "val", "images": len(loader.dataset), "classes": spec.num_classes}
+def _num_cores() -> int:
+    # where the system can tell, those that this process may use
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_run_model(run_dir: Path) -> ModelConfig:
@@ -109,13 +119,48 @@ def read_run_model(run_dir: Path) -> ModelConfig:
         LocAtError: no such run, or one that has not ended.
     """
     run_dir = Path(run_dir)
-    config, weights = run_dir / CONFIG_FILE, run_dir / WEIGHTS_FILE
-    if not config.is_file() or not weights.is_file():
+    needed = (CONFIG_FILE, WEIGHTS_FILE, RESULT_FILE)
+    missing = [name for name in needed if not (run_dir / name).is_file()]
+    if missing:
         raise LocAtError(
-            f"{run_dir} is no finished training run: it needs {CONFIG_FILE} and {WEIGHTS_FILE}; "
-            "run `locatvit train` to its end first, or name a model and a checkpoint"
+            f"{run_dir} is no finished training run, it lacks {', '.join(missing)}; run `locatvit train` "
+            "to its end first, or name a model and a checkpoint"
         )
-    saved = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
-    saved["locat"] = None if saved["locat"] is None else LocAtConfig(**saved["locat"])
-    saved["kwargs"]["num_classes"] = read_result(run_dir).data["classes"]
-    return replace(ModelConfig(**saved), checkpoint=str(weights), pretrained=False)
+    saved = read_config(run_dir)["model"]
+    try:
+        model = ModelConfig(**{**saved, "locat": saved["locat"] and LocAtConfig(**saved["locat"])})
+        num_classes = read_result(run_dir).data["classes"]
+    except (TypeError, KeyError) as error:
+        raise LocAtError(
+            f"{run_dir}/{CONFIG_FILE} is of another version of locatvit ({error}); name the model and its "
+            f"checkpoint {run_dir / WEIGHTS_FILE} instead of the run"
+        ) from error
+    return replace(
+        model,
+        kwargs={**model.kwargs, "num_classes": num_classes},
+        checkpoint=str(run_dir / WEIGHTS_FILE),
+        pretrained=False,
+    )
+
+
+def describe_model(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
+    """A result's ``model``."""
+    locat = getattr(model, "locat_config", None)
+    family = next((family.name for family in BACKBONES if family.matches(model)), config.name)
+    return {
+        "name": config.name,
+        "label": config.label or family,
+        "kwargs": plain_data(config.kwargs),
+        "locat": None if locat is None else plain_data(locat),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def describe_data(data: DataConfig, loader: Loader) -> dict[str, Any]:
+    """A result's ``data``, of the split that was measured."""
+    return {
+        "name": data.label or data.name,
+        "split": "val",
+        "images": loader.num_images,
+        "classes": loader.spec.num_classes,
+    }

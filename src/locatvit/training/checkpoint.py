@@ -25,9 +25,9 @@ _KIND = "locatvit training checkpoint"
 _WEIGHTS_KIND = "locatvit weights"
 _STATE_KEYS = ("model", "optimizer", "scheduler", "scaler", "ema", "processes", "progress", "fingerprint")
 
-_REMEDY = (
-    "give an undamaged checkpoint that locatvit wrote, or resume='auto' for the newest good one of the run"
-)
+_REMEDY = "give an undamaged checkpoint that locatvit wrote, or resume='auto' for the newest good one of the run"
+
+_MOST_DIFFERENCES = 4
 
 _log = logging.getLogger(__name__)
 
@@ -90,9 +90,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     state = _load(Path(path), (_KIND,))
     missing = [key for key in _STATE_KEYS if key not in state]
     if missing:
-        raise LocAtError(
-            f"{path} lacks {', '.join(missing)}; give a checkpoint written by this version of locatvit"
-        )
+        raise LocAtError(f"{path} lacks {', '.join(missing)}; give a checkpoint written by this version of locatvit")
     return state
 
 
@@ -136,7 +134,7 @@ def check_fingerprint(saved: dict[str, Any], current: dict[str, Any], path: Path
         path: of the checkpoint, for the message.
 
     Raises:
-        LocAtError: names each field that differs, with both values.
+        LocAtError: names the fields that differ, with both values; the first four of them.
     """
     differing = [
         f"{key} (checkpoint {saved.get(key, 'absent')!r}, now {current.get(key, 'absent')!r})"
@@ -144,8 +142,11 @@ def check_fingerprint(saved: dict[str, Any], current: dict[str, Any], path: Path
         if saved.get(key, _ABSENT) != current.get(key, _ABSENT)
     ]
     if differing:
+        shown = ", ".join(differing[:_MOST_DIFFERENCES])
+        if len(differing) > _MOST_DIFFERENCES:
+            shown += f" and {len(differing) - _MOST_DIFFERENCES} more"
         raise LocAtError(
-            f"cannot resume from {path}: the configuration differs in {', '.join(differing)}; restore it, "
+            f"cannot resume from {path}: the configuration differs in {shown}; restore it, "
             "choose another run folder, or begin again with resume='never', which removes these checkpoints"
         )
 
@@ -206,8 +207,7 @@ def _load(path: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
         content = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise LocAtError(
-            f"{path} holds more than tensors and plain data, so it is not one of ours and was not opened; "
-            f"{_REMEDY}"
+            f"{path} holds more than tensors and plain data, so it is not one of ours and was not opened; {_REMEDY}"
         ) from error
     except (RuntimeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise LocAtError(f"{path} cannot be read ({one_line(error)}); {_REMEDY}") from error

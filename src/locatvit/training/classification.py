@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from locatvit.errors import LocAtError
 from locatvit.training.batches import EpochBatches, EpochLoader
 from locatvit.training.checkpoint import Resume
 from locatvit.training.config import ClassificationConfig
-from locatvit.training.loop import fit
+from locatvit.training.loop import FitReport, fit
 from locatvit.training.optim import adamw, triangular_schedule
 from locatvit.training.runtime import seed_everything
 
@@ -36,9 +36,10 @@ def train_classifier(
     accelerator: Accelerator,
     resume: Resume = "auto",
     fingerprint: dict[str, Any] | None = None,
+    on_start: Callable[[int], None] | None = None,
     description: str = "training",
-) -> dict[str, float]:
-    """Train ``model`` in place and return the metrics after the last update.
+) -> FitReport:
+    """Train ``model`` in place; the report's metrics are those after the last update.
 
     The weights with the best top-1 so far are kept in ``checkpoints/best.pt``. With ``config.ema_decay`` all
     measures are of the averaged weights, and the model holds these in the end.
@@ -53,10 +54,11 @@ def train_classifier(
         accelerator: from ``runtime.make_accelerator(config.precision)``.
         resume: see ``checkpoint.Resume``.
         fingerprint: what else a checkpoint must agree in (model, data); ``config`` is added here.
+        on_start: see ``fit``.
         description: for the progress bar.
 
     Returns:
-        see ``evaluate_classifier``.
+        see ``FitReport``; for its metrics ``evaluate_classifier``.
 
     Raises:
         LocAtError: labels, classes or batches that do not fit; and what ``fit`` raises.
@@ -90,11 +92,12 @@ def train_classifier(
         ema=ema,
         clip_grad=config.clip_grad,
         check_batch=objective.check_batch,
+        on_start=on_start,
         description=description,
     )
     if ema is not None:
         model.load_state_dict(ema.module.state_dict())
-    return report.metrics
+    return report
 
 
 class ClassificationLoss:
@@ -164,9 +167,7 @@ def check_labels(labels: Int[Tensor, " B"], num_classes: int) -> None:
         )
 
 
-def evaluate_classifier(
-    model: nn.Module, loader: Iterable[Any], accelerator: Accelerator
-) -> dict[str, float]:
+def evaluate_classifier(model: nn.Module, loader: Iterable[Any], accelerator: Accelerator) -> dict[str, float]:
     """Accuracy over a whole loader; the model is left in the mode it was in.
 
     Args:
@@ -199,9 +200,7 @@ def evaluate_classifier(
     return dict(zip(("loss", "top1", "top5"), means, strict=False))
 
 
-def _scores(
-    model: nn.Module, images: Tensor, labels: Tensor, accelerator: Accelerator
-) -> Float[Tensor, "B M"]:
+def _scores(model: nn.Module, images: Tensor, labels: Tensor, accelerator: Accelerator) -> Float[Tensor, "B M"]:
     """Loss, hit among the first and, for more than five classes, hit among the first five, an image a row."""
     device = accelerator.device
     with accelerator.autocast():

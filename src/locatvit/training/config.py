@@ -71,14 +71,10 @@ class ClassificationConfig:
         self._check_optimisation()
         self._check_mixing()
         every = self.checkpoint_every_updates
-        check_field(
-            "checkpoint_every_updates", every, every is None or every >= 1, "None or a whole number >= 1"
-        )
+        check_field("checkpoint_every_updates", every, every is None or every >= 1, "None or a whole number >= 1")
         check_field("seed", self.seed, 0 <= self.seed < 2**31, "a whole number from 0 to 2147483647")
         check_field("num_workers", self.num_workers, self.num_workers >= 0, "a whole number >= 0")
-        check_field(
-            "precision", self.precision, self.precision in get_args(Precision), f"one of {_either(Precision)}"
-        )
+        check_field("precision", self.precision, self.precision in get_args(Precision), f"one of {_either(Precision)}")
 
     @property
     def mixes(self) -> bool:
@@ -86,9 +82,7 @@ class ClassificationConfig:
         return self.mixup_probability > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def _check_optimisation(self) -> None:
-        check_field(
-            "lr", self.lr, FLOOR_LR <= self.lr < math.inf, f"at least {FLOOR_LR:g}, where the schedule starts"
-        )
+        check_field("lr", self.lr, FLOOR_LR <= self.lr < math.inf, f"at least {FLOOR_LR:g}, where the schedule starts")
         check_field(
             "warmup_epochs", self.warmup_epochs, 0 <= self.warmup_epochs <= self.epochs,
             f"from 0 to epochs, which is {self.epochs}: the warm-up is part of the run",
@@ -101,23 +95,15 @@ class ClassificationConfig:
             len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
             "two numbers in [0, 1)",
         )
-        check_field(
-            "clip_grad", clip, clip is None or 0 < clip < math.inf, "a number > 0, or None for no clipping"
-        )
-        check_field(
-            "ema_decay", ema, ema is None or 0 < ema < 1, "between 0 and 1, or None for no moving average"
-        )
+        check_field("clip_grad", clip, clip is None or 0 < clip < math.inf, "a number > 0, or None for no clipping")
+        check_field("ema_decay", ema, ema is None or 0 < ema < 1, "between 0 and 1, or None for no moving average")
 
     def _check_mixing(self) -> None:
         for name in ("mixup", "cutmix"):
-            check_field(
-                name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "a number >= 0; 0 is off"
-            )
+            check_field(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "a number >= 0; 0 is off")
         for name in ("mixup_probability", "mixup_switch"):
             check_field(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
-        check_field(
-            "label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a share in [0, 1)"
-        )
+        check_field("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a share in [0, 1)")
         if self.mixes and self.batch_size % 2:
             raise LocAtError(
                 f"batch_size is {self.batch_size}; Mixup and CutMix pair the images of a batch, so it must "

@@ -59,8 +59,6 @@ class Display:
         if not (self._enabled and due):
             return
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-        rest = ", ".join(
-            f"{name} {value:.4g}" for name, value in row.items() if name not in ("update", "seconds")
-        )
+        rest = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name not in ("update", "seconds"))
         line = f"{self._description}: update {row['update']}/{self._num_updates}, {rest}"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -83,6 +83,7 @@ def fit(
     ema: Any | None = None,
     clip_grad: float | None = None,
     check_batch: Callable[[Any], None] | None = None,
+    on_start: Callable[[int], None] | None = None,
     description: str = "training",
 ) -> FitReport:
     """Train ``model`` in place, and leave metrics and checkpoints in ``run_dir``.
@@ -112,6 +113,8 @@ def fit(
         ema: timm's ``ModelEmaV3`` of ``model``, updated after each update; the best weights are then its.
         clip_grad: cap on the norm of all gradients together.
         check_batch: see ``EpochBatches``.
+        on_start: called once with the updates done before, after a checkpoint was accepted and before the
+            first update: here a run may write to its folder what it would not have a refused run overwrite.
         description: for the progress bar.
 
     Raises:
@@ -129,6 +132,8 @@ def fit(
     with _prepared(accelerator, model, optimizer) as (trained, stepper), display:
         shape = {"num_updates": num_updates, "updates_per_epoch": len(batches)}
         resumed_from = run.start(resume, {**(fingerprint or {}), **shape})
+        if on_start is not None:
+            on_start(resumed_from)
         trained.train()
         for update, batch in batches.stream(resumed_from, num_updates):
             epoch = (update - 1) // len(batches) + 1
@@ -287,9 +292,7 @@ class _Run:
             progress.metrics = {key: float(value) for key, value in evaluate().items()}
         for key, value in progress.metrics.items():
             if not math.isfinite(value):
-                raise LocAtError(
-                    f"{key} is {value} in the evaluation after update {update}; {self._standing}"
-                )
+                raise LocAtError(f"{key} is {value} in the evaluation after update {update}; {self._standing}")
         if name is None:
             return
         if name not in progress.metrics:

@@ -41,9 +41,7 @@ def adamw(
     return AdamW(groups, lr=lr, betas=betas, eps=1e-8)
 
 
-def triangular_lr(
-    update: int, *, num_updates: int, warmup_updates: int, lr: float, floor: float = FLOOR_LR
-) -> float:
+def triangular_lr(update: int, *, num_updates: int, warmup_updates: int, lr: float, floor: float = FLOOR_LR) -> float:
     """Learning rate of one update of the authors' triangle.
 
     ``floor`` at update 0, climbing linearly to ``lr`` at update ``warmup_updates`` exactly, then falling
@@ -73,18 +71,12 @@ def triangular_schedule(
     """
     peak = float(optimizer.param_groups[0]["lr"])
     if not 0 <= warmup_updates <= num_updates:
-        raise LocAtError(
-            f"warmup_updates is {warmup_updates}; it must be from 0 to num_updates, {num_updates}"
-        )
+        raise LocAtError(f"warmup_updates is {warmup_updates}; it must be from 0 to num_updates, {num_updates}")
     if peak < floor:
-        raise LocAtError(
-            f"the learning rate is {peak:g}; it must be at least {floor:g}, where the schedule starts"
-        )
+        raise LocAtError(f"the learning rate is {peak:g}; it must be at least {floor:g}, where the schedule starts")
 
     def share_of_peak(update: int) -> float:
-        rate = triangular_lr(
-            update, num_updates=num_updates, warmup_updates=warmup_updates, lr=peak, floor=floor
-        )
+        rate = triangular_lr(update, num_updates=num_updates, warmup_updates=warmup_updates, lr=peak, floor=floor)
         return rate / peak
 
     return LambdaLR(optimizer, share_of_peak)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
 from locatvit.errors import LocAtError
@@ -50,9 +50,7 @@ def make_accelerator(precision: Precision = "no", *, tf32: bool = True) -> Accel
         # without cpu=True, processes on a machine without a GPU would not know of each other
         accelerator = Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
     except ValueError as error:
-        raise LocAtError(
-            f"precision is {precision!r}; this device cannot ({error}); use 'bf16' or 'no'"
-        ) from error
+        raise LocAtError(f"precision is {precision!r}; this device cannot ({error}); use 'bf16' or 'no'") from error
     on_cpu = accelerator.device.type == "cpu"
     if on_cpu and precision == "fp16":
         raise LocAtError("precision is 'fp16'; it needs a GPU, and none is here; use 'bf16' or 'no'")
@@ -63,6 +61,11 @@ def make_accelerator(precision: Precision = "no", *, tf32: bool = True) -> Accel
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
     return accelerator
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes and prints, of those that train together."""
+    return PartialState().is_main_process
 
 
 def describe_device(device: torch.device | str | None = None) -> str:
