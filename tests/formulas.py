@@ -10,9 +10,7 @@ from torch import Tensor
 
 def positions(height: int, width: int, like: Tensor) -> Tensor:
     """P of Eq. 6, [N, 2]."""
-    return torch.tensor(
-        [(i, j) for i in range(height) for j in range(width)], dtype=like.dtype, device=like.device
-    )
+    return torch.tensor([(i, j) for i in range(height) for j in range(width)], dtype=like.dtype, device=like.device)
 
 
 def variance(logits: Tensor, top: float) -> Tensor:
@@ -28,9 +26,7 @@ def gaussian(var: Tensor, height: int, width: int, cap: float = math.inf) -> Ten
     return torch.exp(-0.5 * (d[..., 0] / var[..., :, None, 0] + d[..., 1] / var[..., :, None, 1]))
 
 
-def supplement(
-    var: Tensor, alpha: Tensor, height: int, width: int, prefix: int, cap: float = math.inf
-) -> Tensor:
+def supplement(var: Tensor, alpha: Tensor, height: int, width: int, prefix: int, cap: float = math.inf) -> Tensor:
     """S of Eq. 10, [..., L, L]."""
     dense = alpha[..., :, None] * gaussian(var, height, width, cap)
     size = prefix + height * width

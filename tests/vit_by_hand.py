@@ -10,14 +10,10 @@ from torch.nn import functional as F
 import formulas
 
 
-def forward(
-    model: torch.nn.Module, images: Tensor, trained: tuple[int, int], *, gaug: bool, prr: bool
-) -> Tensor:
+def forward(model: torch.nn.Module, images: Tensor, trained: tuple[int, int], *, gaug: bool, prr: bool) -> Tensor:
     """Logits of a timm ViT with GAug's and PRR's formulas, read off its parameters alone."""
     p = dict(model.named_parameters())
-    x = F.conv2d(
-        images, p["patch_embed.proj.weight"], p["patch_embed.proj.bias"], stride=model.patch_embed.patch_size
-    )
+    x = F.conv2d(images, p["patch_embed.proj.weight"], p["patch_embed.proj.bias"], stride=model.patch_embed.patch_size)
     grid = (x.shape[2], x.shape[3])
     x = x.flatten(2).transpose(1, 2)
     prefix_tokens = [p[name].expand(len(x), -1, -1) for name in ("cls_token", "reg_token") if name in p]
@@ -30,14 +26,8 @@ def forward(
         x = x + table
     heads = model.blocks[0].attn.num_heads
     for i in range(len(model.blocks)):
-        b = {
-            name.removeprefix(f"blocks.{i}."): value
-            for name, value in p.items()
-            if name.startswith(f"blocks.{i}.")
-        }
-        x = x + _attention(
-            b, _norm(x, b["norm1.weight"], b["norm1.bias"]), heads, prefix, grid, trained, gaug
-        )
+        b = {name.removeprefix(f"blocks.{i}."): value for name, value in p.items() if name.startswith(f"blocks.{i}.")}
+        x = x + _attention(b, _norm(x, b["norm1.weight"], b["norm1.bias"]), heads, prefix, grid, trained, gaug)
         y = _norm(x, b["norm2.weight"], b["norm2.bias"])
         y = F.gelu(y @ b["mlp.fc1.weight"].T + b["mlp.fc1.bias"])
         x = x + y @ b["mlp.fc2.weight"].T + b["mlp.fc2.bias"]
@@ -69,9 +59,7 @@ def _attention(
         while 0.5 * (max(trained) - 1) ** 2 / floor**2 > 32500:
             floor *= 2
         q_sp = q[:, :, prefix:]
-        variance = formulas.variance(
-            q_sp @ b["attn.gaug.log_var.weight"].T + b["attn.gaug.log_var.bias"], top
-        )
+        variance = formulas.variance(q_sp @ b["attn.gaug.log_var.weight"].T + b["attn.gaug.log_var.bias"], top)
         if grid != trained:
             variance = variance * min(grid) / min(trained)
         alpha = F.softplus(q_sp @ b["attn.gaug.log_alpha.weight"].T + b["attn.gaug.log_alpha.bias"])[..., 0]

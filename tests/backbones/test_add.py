@@ -262,7 +262,5 @@ def test_causal_attention_is_refused():
 def test_miscounted_prefix_tokens_are_named():
     model = locatvit.add_locat(_host("plain"))
     model.blocks[0].attn.num_prefix_tokens = 0
-    with pytest.raises(
-        LocAtError, match=r"grid_size \(4, 4\) has 16 patches but 17 remain after 0 prefix tokens"
-    ):
+    with pytest.raises(LocAtError, match=r"grid_size \(4, 4\) has 16 patches but 17 remain after 0 prefix tokens"):
         model(_images())

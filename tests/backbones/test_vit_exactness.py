@@ -64,9 +64,7 @@ def test_inner_tokens_are_the_authors():
     images = torch.from_numpy(recipe.make_input((2, 3, 224, 224)))
     blocks = {}
     for index in (0, 11):
-        model.blocks[index].register_forward_hook(
-            lambda _m, _a, out, index=index: blocks.update({index: out})
-        )
+        model.blocks[index].register_forward_hook(lambda _m, _a, out, index=index: blocks.update({index: out}))
     tokens = model.forward_features(images)
     refined = model.attn_pool.refinement(tokens)
     for name, tensor in (

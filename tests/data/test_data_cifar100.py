@@ -55,9 +55,7 @@ def test_broken_bytes_name_file_and_row(parquet_folder: Write) -> None:
 @pytest.mark.parametrize("download", [False, None])
 def test_folder_without_either_form(tmp_path: Path, download: bool | None) -> None:
     options = {} if download is None else {"download": download}
-    with pytest.raises(
-        LocAtError, match=r"neither train-\*.parquet and .* nor torchvision's .* or download=True"
-    ):
+    with pytest.raises(LocAtError, match=r"neither train-\*.parquet and .* nor torchvision's .* or download=True"):
         open_dataset("cifar100", task="classification", split="train", root=tmp_path, **options)
 
 

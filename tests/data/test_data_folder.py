@@ -25,9 +25,7 @@ def open_folder(root: Path | None, split: str = "train") -> ImageDataset:
 def test_items_in_the_order_of_classes_and_names(image_folder: Path) -> None:
     train = open_folder(image_folder)
     assert train.spec.classes == ("cat", "dog")
-    items = [
-        (image.getpixel((0, 0))[0], label) for image, label in (train[index] for index in range(len(train)))
-    ]
+    items = [(image.getpixel((0, 0))[0], label) for image, label in (train[index] for index in range(len(train)))]
     assert items == [(0, 0), (1, 0), (2, 0), (3, 1), (4, 1)]
     assert train.describe(4) == str(image_folder / "train" / "dog" / "1.png")
 

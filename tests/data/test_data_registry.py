@@ -31,20 +31,14 @@ def test_unknown_name_lists_near_matches() -> None:
 
 
 def test_task_that_a_data_set_does_not_serve() -> None:
-    with pytest.raises(
-        LocAtError, match=r"'camvid' serves segmentation, not classification; .*cifar100, folder"
-    ):
+    with pytest.raises(LocAtError, match=r"'camvid' serves segmentation, not classification; .*cifar100, folder"):
         open_dataset("camvid", task="classification", split="train")
-    with pytest.raises(
-        LocAtError, match=r"'torch/cifar10' is timm's and serves classification, not segmentation"
-    ):
+    with pytest.raises(LocAtError, match=r"'torch/cifar10' is timm's and serves classification, not segmentation"):
         open_dataset("torch/cifar10", task="segmentation", split="train")
 
 
 def test_task_and_split_must_be_known() -> None:
-    with pytest.raises(
-        LocAtError, match="task is 'detection'; it must be one of classification, segmentation"
-    ):
+    with pytest.raises(LocAtError, match="task is 'detection'; it must be one of classification, segmentation"):
         open_dataset("scenes", task="detection", split="train")  # type: ignore[arg-type]
     with pytest.raises(LocAtError, match="split is 'test'; it must be one of train, val"):
         open_dataset("scenes", task="classification", split="test")  # type: ignore[arg-type]

@@ -116,9 +116,7 @@ def test_both_tasks_show_the_same_scene() -> None:
 def test_transforms_are_applied() -> None:
     labels = open_dataset("scenes", task="classification", split="train", transform=lambda image: image.size)
     assert labels[11] == ((64, 64), 1)
-    masks = open_dataset(
-        "scenes", task="segmentation", split="train", transform=lambda image, mask: mask.shape
-    )
+    masks = open_dataset("scenes", task="segmentation", split="train", transform=lambda image, mask: mask.shape)
     assert masks[0] == (64, 64)
 
 

@@ -61,9 +61,7 @@ def test_palette_masks_give_their_indices(masks_folder: Path) -> None:
 @pytest.mark.parametrize("value", [3, 254])
 def test_value_outside_the_classes_names_file_and_value(masks_folder: Path, value: int) -> None:
     path = save_mask(masks_folder, value)
-    with pytest.raises(
-        LocAtError, match=rf"mask {path} has the value {value}; classes are 0 to 2, and 255 is ignored"
-    ):
+    with pytest.raises(LocAtError, match=rf"mask {path} has the value {value}; classes are 0 to 2, and 255 is ignored"):
         open_masks(masks_folder)[1]
 
 
@@ -73,12 +71,8 @@ def test_sizes_that_differ_are_both_named(masks_folder: Path) -> None:
         open_masks(masks_folder)[1]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "shape", "mode"), [(np.uint8, (6, 8, 3), "RGB"), (np.uint16, (6, 8), "I;16")]
-)
-def test_masks_with_colours_or_16_bits(
-    masks_folder: Path, dtype: type, shape: tuple[int, ...], mode: str
-) -> None:
+@pytest.mark.parametrize(("dtype", "shape", "mode"), [(np.uint8, (6, 8, 3), "RGB"), (np.uint16, (6, 8), "I;16")])
+def test_masks_with_colours_or_16_bits(masks_folder: Path, dtype: type, shape: tuple[int, ...], mode: str) -> None:
     path = masks_folder / "annotations" / "train" / "1.png"
     Image.fromarray(np.zeros(shape, dtype=dtype)).save(path)
     with pytest.raises(LocAtError, match=rf"mask {path} has mode {mode}; it must be 8-bit with one channel"):
@@ -94,9 +88,7 @@ def test_unreadable_image_and_mask(masks_folder: Path) -> None:
 
 def test_image_without_mask_and_mask_without_image(masks_folder: Path) -> None:
     (masks_folder / "annotations" / "train" / "1.png").unlink()
-    with pytest.raises(
-        LocAtError, match=r"image .*images/train/1.jpg has no mask .*annotations/train/1.png; add"
-    ):
+    with pytest.raises(LocAtError, match=r"image .*images/train/1.jpg has no mask .*annotations/train/1.png; add"):
         open_masks(masks_folder)
     (masks_folder / "annotations" / "train" / "0.png").unlink()
     with pytest.raises(LocAtError, match=r"train/0.jpg has no mask .* \(2 such files\)"):

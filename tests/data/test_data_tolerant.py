@@ -42,9 +42,7 @@ def test_next_readable_image_stands_in(image_folder: Path, caplog: pytest.LogCap
 def test_one_more_than_allowed_stops_with_all_names(image_folder: Path) -> None:
     dataset = with_broken(image_folder, 0, 2, 4)
     assert [grey(dataset[index]) for index in range(4)] == [1, 1, 3, 3]
-    with pytest.raises(
-        LocAtError, match=r"3, more than max_bad_images 2: \S+/0.png, \S+/2.png, \S+/1.png; the last"
-    ):
+    with pytest.raises(LocAtError, match=r"3, more than max_bad_images 2: \S+/0.png, \S+/2.png, \S+/1.png; the last"):
         dataset[4]
 
 
@@ -74,9 +72,7 @@ def test_mask_error_leaves_a_worker_plain(masks_folder: Path) -> None:
     (masks_folder / "classes.txt").write_text("road\nsky\n")
     dataset = open_dataset("folder", task="segmentation", split="train", root=masks_folder)
     message = str(error_of(make_loader(dataset, batch_size=1, training=False, num_workers=1)))
-    assert message.startswith(
-        f"mask {masks_folder}/annotations/train/0.png has the value 2; classes are 0 to 1"
-    )
+    assert message.startswith(f"mask {masks_folder}/annotations/train/0.png has the value 2; classes are 0 to 1")
     assert "\n" not in message
 
 

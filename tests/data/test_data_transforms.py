@@ -193,6 +193,4 @@ def test_photometric_distortion_changes_values_but_not_the_order_of_channels() -
 def test_full_training_pipeline_is_a_function_of_the_seed() -> None:
     transform = segmentation_transform(SegmentationAugment(short_side=24, crop_size=(24, 24)), training=True)
     mask = torch.randint(3, (20, 30))
-    assert same_after_same_seed(
-        lambda: torch.cat([part.flatten().float() for part in transform(coloured(mask), mask)])
-    )
+    assert same_after_same_seed(lambda: torch.cat([part.flatten().float() for part in transform(coloured(mask), mask)]))

@@ -36,9 +36,7 @@ VITS = {
 def make_vit(case: str, **kwargs) -> nn.Module:
     torch.manual_seed(0)
     name, options, _, _ = VITS[case]
-    return timm.create_model(
-        name, **{"img_size": SIZE, "depth": 2, "num_classes": 5, **options, **kwargs}
-    ).eval()
+    return timm.create_model(name, **{"img_size": SIZE, "depth": 2, "num_classes": 5, **options, **kwargs}).eval()
 
 
 def make_swin(**kwargs) -> nn.Module:
@@ -130,9 +128,7 @@ def test_layer_picks_a_block_and_norm_adds_the_final_norm(images):
     ids=["norm behind the pooling", "no norm", "not the last stage"],
 )
 def test_a_norm_that_the_model_would_not_apply_is_refused(model, layer, images):
-    with pytest.raises(
-        LocAtError, match=r"norm is True, but .* has no final norm to apply .*; set norm to False"
-    ):
+    with pytest.raises(LocAtError, match=r"norm is True, but .* has no final norm to apply .*; set norm to False"):
         extract_features(model(), images, layer=layer, norm=True)
 
 
@@ -185,9 +181,7 @@ def test_a_model_whose_layers_cannot_be_read_is_refused(images):
 
 @pytest.mark.parametrize("layer", [2, -3])
 def test_a_layer_that_is_not_there_is_refused(layer, images):
-    with pytest.raises(
-        LocAtError, match=f"layer is {layer}, but VisionTransformer has 2 layers .* from -2 to 1"
-    ):
+    with pytest.raises(LocAtError, match=f"layer is {layer}, but VisionTransformer has 2 layers .* from -2 to 1"):
         extract_features(make_vit("plain"), images, layer=layer)
 
 
@@ -199,9 +193,7 @@ def test_images_of_another_form_are_refused(bad):
 
 @pytest.mark.parametrize("make", [lambda: make_vit("plain"), make_swin])
 def test_a_size_that_the_model_refuses_gets_a_remedy(make):
-    with pytest.raises(
-        LocAtError, match=r"refuses images of 64 x 80 pixels: .*dynamic_img_size=True"
-    ) as error:
+    with pytest.raises(LocAtError, match=r"refuses images of 64 x 80 pixels: .*dynamic_img_size=True") as error:
         extract_features(make(), torch.zeros(1, 3, 64, 80))
     assert "\n" not in str(error.value)
 

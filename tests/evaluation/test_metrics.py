@@ -97,18 +97,14 @@ def test_a_set_without_a_labelled_pixel_has_no_score(fill):
     metrics = SegmentationMetrics(NAMES, IGNORE)
     if fill is not None:
         metrics.update(torch.zeros(1, 2, 3, dtype=torch.long), torch.full((1, 2, 3), fill))
-    with pytest.raises(
-        LocAtError, match=r"no labelled pixel: .* ignore_index 255; check the annotations' folder"
-    ):
+    with pytest.raises(LocAtError, match=r"no labelled pixel: .* ignore_index 255; check the annotations' folder"):
         metrics.compute()
 
 
 @pytest.mark.parametrize("value", [5, 254, -1])
 def test_a_label_that_is_no_class_is_named(value):
     truth = torch.tensor([[[0, IGNORE, value, 1]]])
-    with pytest.raises(
-        LocAtError, match=f"a mask has the value {value}; it must be a class, 0 to 4, or ignore_index"
-    ):
+    with pytest.raises(LocAtError, match=f"a mask has the value {value}; it must be a class, 0 to 4, or ignore_index"):
         SegmentationMetrics(NAMES, IGNORE).update(torch.zeros_like(truth), truth)
 
 
@@ -119,7 +115,5 @@ def test_sizes_that_differ_are_refused():
 
 @pytest.mark.parametrize("names", [(), ("a",), ("a", "b", "a")])
 def test_class_names_must_tell_two_classes_apart(names):
-    with pytest.raises(
-        LocAtError, match=r"class_names are .*; there must be two or more, each with its own name"
-    ):
+    with pytest.raises(LocAtError, match=r"class_names are .*; there must be two or more, each with its own name"):
         SegmentationMetrics(names, IGNORE)

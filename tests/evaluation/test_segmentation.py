@@ -55,9 +55,7 @@ def test_the_heads_logits_by_hand():
 
 
 def test_a_head_for_another_width_is_refused():
-    with pytest.raises(
-        LocAtError, match="patch tokens are 7 wide but the head reads embed_dim 8; build the head"
-    ):
+    with pytest.raises(LocAtError, match="patch tokens are 7 wide but the head reads embed_dim 8; build the head"):
         SegmentationHead(8, 3)(random_features(width=7))
 
 
@@ -139,16 +137,12 @@ def loader_of(masks: list[Tensor], truths: list[Tensor], scale: int) -> list[tup
 
 def random_masks(num_classes: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
-    return [
-        torch.randint(0, num_classes, size, generator=generator) for size in ((101, 67), (53, 89), (71, 71))
-    ]
+    return [torch.randint(0, num_classes, size, generator=generator) for size in ((101, 67), (53, 89), (71, 71))]
 
 
 def test_copied_labels_score_one_and_shuffled_ones_score_chance():
     masks, names = random_masks(4), ("a", "b", "c", "d")
-    scores, per_class = evaluate_segmentation(
-        read_labels(4), OneHot(), loader_of(masks, masks, 3), names, IGNORE
-    )
+    scores, per_class = evaluate_segmentation(read_labels(4), OneHot(), loader_of(masks, masks, 3), names, IGNORE)
     assert scores == {"miou": 1.0, "pixel_accuracy": 1.0}
     assert per_class == dict.fromkeys(names, 1.0)
     shuffled = [mask.flatten()[torch.randperm(mask.numel())].view_as(mask) for mask in masks]
@@ -219,9 +213,7 @@ def test_a_head_learns_on_a_frozen_backbone_and_is_scored_at_other_sizes():
     optimizer = build_optimizer(head, config)
     losses = []
     for _ in range(config.num_updates):
-        images, masks = map(
-            torch.stack, zip(*(colour_scene((64, 64), generator) for _ in range(8)), strict=True)
-        )
+        images, masks = map(torch.stack, zip(*(colour_scene((64, 64), generator) for _ in range(8)), strict=True))
         loss = segmentation_loss(head, features_fn(images), masks, IGNORE)
         optimizer.zero_grad()
         loss.backward()

@@ -58,9 +58,7 @@ def test_bias_in_double(case, variant):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(
-    ("dtype", "suffix", "relative"), [(torch.float64, "f64", 1e-11), (torch.float32, "f32", 1e-5)]
-)
+@pytest.mark.parametrize(("dtype", "suffix", "relative"), [(torch.float64, "f64", 1e-11), (torch.float32, "f32", 1e-5)])
 def test_bias_gradients(case, dtype, suffix, relative):
     golden, (grid_size, prefix) = np.load(GOLDEN / f"{case}.npz"), CASES[case]
     gaug = _gaug(grid_size, LocAtConfig(), dtype)
@@ -74,9 +72,7 @@ def test_bias_gradients(case, dtype, suffix, relative):
         _close(parameter.grad, golden[f"grad_{name.replace('.', '_')}_{suffix}"], relative)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "suffix", "relative"), [(torch.float64, "f64", 1e-12), (torch.float32, "f32", 1e-5)]
-)
+@pytest.mark.parametrize(("dtype", "suffix", "relative"), [(torch.float64, "f64", 1e-12), (torch.float32, "f32", 1e-5)])
 def test_refinement(dtype, suffix, relative):
     golden = np.load(GOLDEN / "prr_tokens.npz")
     batch, tokens, width = (int(n) for n in golden["shape"])

@@ -17,9 +17,7 @@ ENVIRONMENT = {
 }
 
 
-def classification(
-    top1: float, *, locat: dict[str, Any] | None = None, seed: int = 0, **config: Any
-) -> Result:
+def classification(top1: float, *, locat: dict[str, Any] | None = None, seed: int = 0, **config: Any) -> Result:
     return Result(
         task="classification",
         protocol="classification",

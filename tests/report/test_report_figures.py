@@ -105,13 +105,9 @@ def test_segmentation_sheet_refuses_what_does_not_fit() -> None:
         figures.segmentation_sheet([], [], {}, CLASSES, 255)
     with pytest.raises(LocAtError, match=r"mask 0 of ViT has the shape \(7, 22\); it must be \(14, 22\)"):
         figures.segmentation_sheet([image], [mask], {"ViT": [mask[:7]]}, CLASSES, 255)
-    with pytest.raises(
-        LocAtError, match=r"mask 0 of Truth holds the label 9; it must be 0 to 3 or ignore_index 255"
-    ):
+    with pytest.raises(LocAtError, match=r"mask 0 of Truth holds the label 9; it must be 0 to 3 or ignore_index 255"):
         figures.segmentation_sheet([image], [mask + 9 * (mask == 1) - (mask == 1)], {}, CLASSES, 255)
-    with pytest.raises(
-        LocAtError, match=r"image 0 has the shape \(3, 14, 22\); it must be \(height, width, 3\)"
-    ):
+    with pytest.raises(LocAtError, match=r"image 0 has the shape \(3, 14, 22\); it must be \(height, width, 3\)"):
         figures.segmentation_sheet([image.transpose(2, 0, 1)], [mask], {}, CLASSES, 255)
 
 
@@ -119,9 +115,7 @@ def test_attention_sheet_marks_the_patch_and_prints_the_peak() -> None:
     image, _ = scene()
     weights = np.zeros((7, 11))
     weights[2, 3] = 0.25
-    figure = figures.attention_sheet(
-        image, [(2, 3), (6, 10)], {"ViT": [weights, weights], "LocAt": [weights] * 2}
-    )
+    figure = figures.attention_sheet(image, [(2, 3), (6, 10)], {"ViT": [weights, weights], "LocAt": [weights] * 2})
     assert len(figure.axes) == 2 * 3
     assert figure.axes[1].get_xlabel() == "largest weight 25.0 %"
     # patches are 2 x 2 pixels; pixel 0 reaches from -0.5 to 0.5
@@ -155,9 +149,7 @@ def test_a_map_of_zeros_is_drawn_as_nothing() -> None:
 
 
 def test_bars_leave_out_classes_that_nobody_saw() -> None:
-    figure = figures.per_class_bars(
-        {"ViT": {"a": 0.5, "b": None, "c": 0.1}, "LocAt": {"a": 0.6, "b": None, "c": None}}
-    )
+    figure = figures.per_class_bars({"ViT": {"a": 0.5, "b": None, "c": 0.1}, "LocAt": {"a": 0.6, "b": None, "c": None}})
     (axis,) = figure.axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "c"]
     assert [bar.get_width() for bar in axis.patches] == [50, 10, 60, 0]
@@ -189,9 +181,7 @@ def test_palette_is_stable_and_without_twins(count: int) -> None:
 
 def test_class_colours_stay_apart_for_colour_blind_eyes() -> None:
     # the simulation of Viénot, Brettel and Mollon (1999), not the one that chose the colours
-    to_lms = np.array(
-        [[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]]
-    )
+    to_lms = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]])
     protan = np.array([[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]])
     deutan = np.array([[1, 0, 0], [0.494207, 0, 1.24827], [0, 0, 1]])
     linear = np.array([rgb(colour) for colour in colours(12)]) ** 2.2

@@ -54,17 +54,13 @@ def page(*sections: Section, title: str = "T", summary: str = "S") -> Page:
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(picture: Picture) -> None:
-    text = render(
-        title="T", summary="S", sections=[Section("One", pictures=(picture,), code="locatvit train")]
-    )
+    text = render(title="T", summary="S", sections=[Section("One", pictures=(picture,), code="locatvit train")])
     found = Page(text)
     assert not found.all("script")
     assert not found.all("link")
     for _, attributes in found.elements:
         for name, value in attributes.items():
-            assert name not in ("src", "href", "srcset") or str(value).startswith(
-                ("data:image/png;base64,", "#")
-            )
+            assert name not in ("src", "href", "srcset") or str(value).startswith(("data:image/png;base64,", "#"))
     assert not re.search(r"url\(|@import|https?://", text)
     assert any("default-src 'none'" in str(meta.get("content")) for meta in found.all("meta"))
 
@@ -104,9 +100,7 @@ def test_contents_for_more_than_three_sections() -> None:
 
 
 def test_numbers_are_set_flush_right() -> None:
-    found = page(
-        Section("One", tables=(Table(("model", "data", "n"), (("ViT", "scenes", "1"),), text_columns=2),))
-    )
+    found = page(Section("One", tables=(Table(("model", "data", "n"), (("ViT", "scenes", "1"),), text_columns=2),)))
     assert [cell.get("class") for cell in found.all("td")] == [None, "number"]
     assert [cell.get("class") for cell in found.all("th")] == [None, None, "number", None]
 
@@ -136,9 +130,7 @@ def test_a_picture_is_a_png_with_words() -> None:
 
 def test_provenance_tells_versions_and_settings_but_no_place() -> None:
     results = [classification(0.1), classification(0.2, seed=1), segmentation(0.3, locat=BOTH, lr=5e-4)]
-    section = provenance_section(
-        results, command="locatvit train --output=/home/someone/runs/x --data '/mnt/a b/c'"
-    )
+    section = provenance_section(results, command="locatvit train --output=/home/someone/runs/x --data '/mnt/a b/c'")
     facts = dict(section.facts)
     assert facts["Date"] == ENVIRONMENT["date"]
     assert facts["Commit"] == ENVIRONMENT["commit"]
@@ -147,8 +139,7 @@ def test_provenance_tells_versions_and_settings_but_no_place() -> None:
     assert facts["Time"] == "3 min 3 s for 3 runs"
     details = dict(section.details)
     assert (
-        "epochs: 8\noutput: s0 | s1\nseed: 0 | 1"
-        in details["Configuration of ViT, classification on scenes (2 runs)"]
+        "epochs: 8\noutput: s0 | s1\nseed: 0 | 1" in details["Configuration of ViT, classification on scenes (2 runs)"]
     )
     assert "lr: 0.0005" in details["Configuration of ViT, segmentation on scenes (1 run)"]
     everything = repr(section) + section.to_markdown() + render(title="", summary="", sections=[section])

@@ -100,9 +100,7 @@ def test_differences_are_paired_by_seed() -> None:
     # gains 0.10 and 0.12: mean 11 points, sd 1.41
     runs = [classification(0.3), classification(0.5, seed=1)]
     runs += [classification(0.4, locat=BOTH), classification(0.62, locat=BOTH, seed=1)]
-    assert columns(difference_table(runs), "LocAt", "top-1", "seeds") == [
-        ("GAug + PRR", "+11.00 ± 1.41", "2")
-    ]
+    assert columns(difference_table(runs), "LocAt", "top-1", "seeds") == [("GAug + PRR", "+11.00 ± 1.41", "2")]
 
 
 def test_a_loss_is_shown_as_a_loss_and_other_seeds_give_no_spread() -> None:
@@ -112,9 +110,7 @@ def test_a_loss_is_shown_as_a_loss_and_other_seeds_give_no_spread() -> None:
 
 def test_no_difference_without_a_plain_model_trained_alike() -> None:
     assert difference_table([classification(0.5, locat=BOTH)]) is None
-    assert (
-        difference_table([classification(0.5, epochs=8), classification(0.5, epochs=9, locat=BOTH)]) is None
-    )
+    assert difference_table([classification(0.5, epochs=8), classification(0.5, epochs=9, locat=BOTH)]) is None
 
 
 def test_a_registered_twin_is_compared_with_timm_s_model() -> None:

@@ -71,9 +71,7 @@ def _find(name: str, task: Task) -> str:
     """``module:opener`` of a data set for a task."""
     if name not in DATASETS:
         prefixes = ", ".join(f"{prefix}/NAME" for prefix in TIMM_PREFIXES)
-        raise LocAtError(
-            f"unknown data set {name!r}; {near_matches(name, DATASETS)} Or one of timm's: {prefixes}"
-        )
+        raise LocAtError(f"unknown data set {name!r}; {near_matches(name, DATASETS)} Or one of timm's: {prefixes}")
     if task not in DATASETS[name]:
         serves = " and ".join(DATASETS[name])
         able = ", ".join(known for known, tasks in DATASETS.items() if task in tasks)
@@ -83,9 +81,7 @@ def _find(name: str, task: Task) -> str:
 
 def _open_timm(name: str, *, task: Task, **arguments: Any) -> ImageDataset:
     if task != "classification":
-        raise LocAtError(
-            f"data set {name!r} is timm's and serves classification, not {task}; use 'folder' for masks"
-        )
+        raise LocAtError(f"data set {name!r} is timm's and serves classification, not {task}; use 'folder' for masks")
     return _load("timm_data:open_timm")(name, **arguments)
 
 

@@ -52,13 +52,9 @@ def open_cifar100(
         LocAtError: no root, neither form in it, or a Parquet file without the columns.
     """
     if root is None:
-        raise LocAtError(
-            f"data set 'cifar100' needs root: a folder with {LAYOUT}, or any folder with download=True"
-        )
+        raise LocAtError(f"data set 'cifar100' needs root: a folder with {LAYOUT}, or any folder with download=True")
     files = sorted(root.glob(_FILES[split]))
-    return (
-        ParquetCifar100(files, transform) if files else TorchvisionCifar100(split, root, transform, download)
-    )
+    return ParquetCifar100(files, transform) if files else TorchvisionCifar100(split, root, transform, download)
 
 
 class ParquetCifar100(Dataset[tuple[Any, int]]):
@@ -133,8 +129,7 @@ class TorchvisionCifar100(Dataset[tuple[Any, int]]):
             self._data = CIFAR100(root, train=split == "train", download=download)
         except RuntimeError as error:
             raise LocAtError(
-                f"{root} has neither {LAYOUT} nor torchvision's cifar-100-python; "
-                "give another root, or download=True"
+                f"{root} has neither {LAYOUT} nor torchvision's cifar-100-python; give another root, or download=True"
             ) from error
         self.labels = np.asarray(self._data.targets)
 

@@ -61,16 +61,12 @@ class ClassificationAugment:
         _check_range("crop_scale", self.crop_scale, most=1.0)
         _check_range("crop_ratio", self.crop_ratio)
         if self.interpolation not in INTERPOLATIONS:
-            raise LocAtError(
-                f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}"
-            )
+            raise LocAtError(f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
         if not 0 < self.crop_fraction <= 1:
             raise LocAtError(f"crop_fraction is {self.crop_fraction}; it must be in (0, 1], 1 for no crop")
         _check_normalisation(self.mean, self.std)
         if self.random_crop_padding is not None and self.random_crop_padding < 0:
-            raise LocAtError(
-                f"random_crop_padding is {self.random_crop_padding}; it must be 0 or more pixels, or null"
-            )
+            raise LocAtError(f"random_crop_padding is {self.random_crop_padding}; it must be 0 or more pixels, or null")
 
 
 @dataclass(frozen=True)
@@ -113,9 +109,7 @@ class SegmentationAugment:
         for side in self.crop_size:
             _check_positive("crop_size", side, "pixels a side")
         if not 0 < self.max_class_share <= 1:
-            raise LocAtError(
-                f"max_class_share is {self.max_class_share}; it must be in (0, 1], 1 for any crop"
-            )
+            raise LocAtError(f"max_class_share is {self.max_class_share}; it must be in (0, 1], 1 for any crop")
         _check_share("horizontal_flip", self.horizontal_flip)
         _check_normalisation(self.mean, self.std)
 
@@ -144,6 +138,4 @@ def _check_range(name: str, value: tuple[float, ...], most: float = float("inf")
 
 def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise LocAtError(
-            f"mean is {mean} and std is {std}; each must have three numbers, and std positive ones"
-        )
+        raise LocAtError(f"mean is {mean} and std is {std}; each must have three numbers, and std positive ones")

@@ -127,16 +127,12 @@ def _add_shape(
     top, left = (max(0, int(place - 1.5 * radius)) for place in centre)
     window = (slice(top, int(centre[0] + 1.5 * radius) + 1), slice(left, int(centre[1] + 1.5 * radius) + 1))
     cover = _coverage(SHAPES[CLASSES[label]], centre - (top, left), radius, angle, mask[window].shape)
-    texture = _texture(rng, max(cover.shape), _shape_colour(rng, ground, config))[
-        : cover.shape[0], : cover.shape[1]
-    ]
+    texture = _texture(rng, max(cover.shape), _shape_colour(rng, ground, config))[: cover.shape[0], : cover.shape[1]]
     canvas[window] += cover[:, :, None] * (texture - canvas[window])
     mask[window][cover >= 0.5] = label + 1
 
 
-def _coverage(
-    outline: Outline, centre: Vector, radius: float, angle: float, shape: tuple[int, ...]
-) -> Pixels:
+def _coverage(outline: Outline, centre: Vector, radius: float, angle: float, shape: tuple[int, ...]) -> Pixels:
     """The share of each pixel that the shape covers, in [0, 1]."""
     picture = Image.new("L", (shape[1] * _OVERSAMPLING, shape[0] * _OVERSAMPLING))
     brush = ImageDraw.Draw(picture)

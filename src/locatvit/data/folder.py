@@ -40,9 +40,7 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         classes = _class_names(train if train.is_dir() else folder)
         unknown = sorted(set(_class_names(folder)) - set(classes))
         if unknown:
-            raise LocAtError(
-                f"{folder} has the class {unknown[0]!r}, which {train} has not; splits must share classes"
-            )
+            raise LocAtError(f"{folder} has the class {unknown[0]!r}, which {train} has not; splits must share classes")
         self.spec = DataSpec("folder", "classification", tuple(classes))
         self.transform = transform
         numbers = {name: number for number, name in enumerate(classes)}
@@ -51,9 +49,7 @@ class ImageFolder(Dataset[tuple[Any, int]]):
             str(folder), present, extensions=IMAGE_EXTENSIONS, allow_empty=True
         )
         if not self.samples:
-            raise LocAtError(
-                f"{folder} holds no images; expected {LAYOUT}, with one of {', '.join(IMAGE_EXTENSIONS)}"
-            )
+            raise LocAtError(f"{folder} holds no images; expected {LAYOUT}, with one of {', '.join(IMAGE_EXTENSIONS)}")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -74,9 +70,7 @@ def _split_folder(root: Path | None, split: Split) -> Path:
     for name in _FOLDERS[split]:
         if (root / name).is_dir():
             return root / name
-    raise LocAtError(
-        f"no folder {root / _FOLDERS[split][0]} for split {split!r}; expected under {root}: {LAYOUT}"
-    )
+    raise LocAtError(f"no folder {root / _FOLDERS[split][0]} for split {split!r}; expected under {root}: {LAYOUT}")
 
 
 def _class_names(folder: Path) -> list[str]:

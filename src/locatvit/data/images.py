@@ -38,9 +38,7 @@ def read_image(source: Path | BinaryIO, name: str) -> Image.Image:
     """
     image = _decode(source, name)
     if image.mode[0] in "IF":
-        raise UnreadableImage(
-            f"image {name} has mode {image.mode}; it must have 8 bits a channel, convert it to RGB"
-        )
+        raise UnreadableImage(f"image {name} has mode {image.mode}; it must have 8 bits a channel, convert it to RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # PIL warns about the direct way
     return image.convert("RGB")
@@ -55,9 +53,7 @@ def read_mask(path: Path, spec: DataSpec) -> Int64[Tensor, "H W"]:
     """
     image = _decode(path, str(path))
     if image.mode not in _MASK_MODES:
-        raise LocAtError(
-            f"mask {path} has mode {image.mode}; it must be 8-bit with one channel (L or P): the class"
-        )
+        raise LocAtError(f"mask {path} has mode {image.mode}; it must be 8-bit with one channel (L or P): the class")
     mask = np.array(image, dtype=np.uint8)
     wrong = np.setdiff1d(np.unique(mask), [*range(spec.num_classes), spec.ignore_index])
     if len(wrong):

@@ -61,17 +61,13 @@ class _Scenes(Dataset[tuple[Any, Any]]):
         if root is not None:
             raise LocAtError(f"root is {root}, but data set 'scenes' is drawn by the package; leave root out")
         self.config = SceneConfig(image_size, seed, max_rotation, num_distractors, clutter, contrast, noise)
-        self.spec = DataSpec(
-            "scenes", self._task, self._classes, self._ignore_index, (image_size, image_size)
-        )
+        self.spec = DataSpec("scenes", self._task, self._classes, self._ignore_index, (image_size, image_size))
         self.split = split
         self.transform = transform
         self.num_images = NUM_IMAGES[split] if num_images is None else num_images
         if self.num_images < 1:
             raise LocAtError(f"num_images of scenes is {self.num_images}; it must be 1 or more")
-        self._cache = (
-            [draw_scene(self.config, split, index) for index in range(self.num_images)] if cache else None
-        )
+        self._cache = [draw_scene(self.config, split, index) for index in range(self.num_images)] if cache else None
 
     def __len__(self) -> int:
         return self.num_images

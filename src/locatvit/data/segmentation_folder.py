@@ -81,9 +81,7 @@ def read_classes(root: Path) -> tuple[str, ...]:
     for number, name in enumerate(names):
         if not name or name in names[:number]:
             fault = f"the name {name!r} a second time" if name else "no name"
-            raise LocAtError(
-                f"{path} has {fault} in line {number + 1}; the line number is the class, one name a line"
-            )
+            raise LocAtError(f"{path} has {fault} in line {number + 1}; the line number is the class, one name a line")
     return tuple(names)
 
 
@@ -105,9 +103,7 @@ def _by_stem(folder: Path, extensions: tuple[str, ...]) -> dict[str, Path]:
         if path.suffix.lower() not in extensions or path.name.startswith("."):
             continue
         if path.stem in found:
-            raise LocAtError(
-                f"{folder} has {found[path.stem].name} and {path.name}; a name must stand for one file"
-            )
+            raise LocAtError(f"{folder} has {found[path.stem].name} and {path.name}; a name must stand for one file")
         found[path.stem] = path
     return found
 

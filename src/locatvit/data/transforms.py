@@ -73,9 +73,7 @@ def segmentation_transform(
     normalise = [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)]
     normalise += [v2.Normalize(list(augment.mean), list(augment.std))]
     if not training:
-        image_only = v2.Compose(
-            [v2.ToImage(), ResizeWithin(augment.short_side, augment.long_side_max), *normalise]
-        )
+        image_only = v2.Compose([v2.ToImage(), ResizeWithin(augment.short_side, augment.long_side_max), *normalise])
         return _Evaluation(v2.Compose([image_only, v2.ToPureTensor()]))
     steps = [
         v2.ToImage(),
@@ -116,9 +114,7 @@ class ResizeWithin(v2.Transform):
     v2 has no such class: ``RandomShortestSize`` keeps its long side fixed where the paper's scales both.
     """
 
-    def __init__(
-        self, short_side: int, long_side: int, ratio_range: tuple[float, float] = (1.0, 1.0)
-    ) -> None:
+    def __init__(self, short_side: int, long_side: int, ratio_range: tuple[float, float] = (1.0, 1.0)) -> None:
         super().__init__()
         self.short_side, self.long_side, self.ratio_range = short_side, long_side, ratio_range
 

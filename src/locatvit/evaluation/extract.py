@@ -64,9 +64,7 @@ def extract_features(
     return _as_features(patch_map, prefix, has_cls=getattr(model, "cls_token", None) is not None)
 
 
-def _as_features(
-    patch_map: Float[Tensor, "B D h w"], prefix: Float[Tensor, "B P D"] | None, has_cls: bool
-) -> Features:
+def _as_features(patch_map: Float[Tensor, "B D h w"], prefix: Float[Tensor, "B P D"] | None, has_cls: bool) -> Features:
     patches = patch_map.flatten(2).transpose(1, 2)
     if prefix is None:
         prefix, has_cls = patches[:, :0], False

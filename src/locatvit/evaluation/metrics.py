@@ -39,9 +39,7 @@ class SegmentationMetrics:
         self.ignore_index = ignore_index
         num_classes = len(self.class_names)
         if num_classes < 2 or len(set(self.class_names)) < num_classes:
-            raise LocAtError(
-                f"class_names are {list(class_names)}; there must be two or more, each with its own name"
-            )
+            raise LocAtError(f"class_names are {list(class_names)}; there must be two or more, each with its own name")
         settings = {"num_classes": num_classes, "ignore_index": ignore_index, "validate_args": False}
         # one group: both metrics read one matrix of counts
         self._counts = MetricCollection(

@@ -67,9 +67,7 @@ class LocalityAttention(nn.Module):
             is_causal: not meant for images; refused.
         """
         if is_causal:
-            raise LocAtError(
-                "is_causal is True; the locality bias has no causal form: pass an attn_mask instead"
-            )
+            raise LocAtError("is_causal is True; the locality bias has no causal form: pass an attn_mask instead")
         q, k, v = projections(self, x)
         row_factor, column_factor = self._factors(q)
         out = gaug_attention(

@@ -23,9 +23,7 @@ class PatchRefinement(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int, start: str = "paper") -> None:
         super().__init__()
         if embed_dim % num_heads:
-            raise LocAtError(
-                f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}, which PRR splits it into"
-            )
+            raise LocAtError(f"embed_dim {embed_dim} is no multiple of num_heads {num_heads}, which PRR splits it into")
         self.num_heads = num_heads
         self.gate = nn.Parameter(torch.zeros(())) if start == "identity" else None
 

@@ -68,8 +68,7 @@ def _watch(runs: list[tuple[TrainRun, SegmentRun]], futures: list[Future[None]])
     )  # fmt: skip
     with bars:
         tasks = [
-            bars.add_task(training.run_dir.name, total=training.training.epochs + 1, now="")
-            for training, _ in runs
+            bars.add_task(training.run_dir.name, total=training.training.epochs + 1, now="") for training, _ in runs
         ]
         while not all(future.done() for future in futures):
             if any(future.done() and future.exception() for future in futures):

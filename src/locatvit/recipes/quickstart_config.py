@@ -75,7 +75,7 @@ class QuickstartConfig:
             ),
             training=ClassificationConfig(
                 epochs=self.epochs, warmup_epochs=0.15 * self.epochs, batch_size=64, lr=2e-3,
-                mixup=0, cutmix=0, seed=seed, num_workers=0,
+                mixup=0, cutmix=0, seed=seed, num_workers=0, evaluate_every_epochs=2,
             ),
         )  # fmt: skip
         segmentation = SegmentRun(

@@ -60,9 +60,7 @@ def write_page(
     scenes = SceneMasks("val")
     transform = segmentation_transform(first[0][1].augment, training=False)
     sections = [
-        Section(
-            "Results", paragraphs=(_SETTING.format(**_setting(config, results)),), tables=_tables(results)
-        ),
+        Section("Results", paragraphs=(_SETTING.format(**_setting(config, results)),), tables=_tables(results)),
         Section("Training", pictures=(_curves(config, runs),)),
         Section(
             "Segmentation from frozen features",
@@ -70,9 +68,7 @@ def write_page(
             pictures=(_segmentations(trained, scenes, transform),),
         ),
         Section("Where patches look", (_ATTENTION,), pictures=(_attention(trained, scenes, transform),)),
-        Section(
-            "IoU of each class", tables=(per_class_table([r for r in results if r.task == "segmentation"]),)
-        ),
+        Section("IoU of each class", tables=(per_class_table([r for r in results if r.task == "segmentation"]),)),
         Section("What comes next", (_NEXT,), code=NEXT_STEPS),
         provenance_section(results, "locatvit quickstart"),
     ]
@@ -136,9 +132,7 @@ def _segmentations(trained: list[_Trained], scenes: SceneMasks, transform: Trans
     shown = [scenes.scene(index) for index in range(_NUM_SHEET_IMAGES)]
     images = torch.stack([_tensor(scenes, transform, index) for index in range(_NUM_SHEET_IMAGES)])
     size = shown[0].mask.shape
-    predictions = {
-        t.name: list(predict(frozen_features(t.model), t.head, images, size).numpy()) for t in trained
-    }
+    predictions = {t.name: list(predict(frozen_features(t.model), t.head, images, size).numpy()) for t in trained}
     figure = segmentation_sheet(
         [scene.image for scene in shown],
         [scene.mask for scene in shown],

@@ -179,9 +179,7 @@ def titles(groups: Sequence[Group]) -> list[str]:
 def settings_apart(group: Group, others: Sequence[Group]) -> str:
     """The settings of ``group`` that differ among ``others``: ``"epochs 8, lr 0.001"``."""
     keys = dict.fromkeys(key for other in others for key in other.settings)
-    differing = [
-        key for key in keys if any(other.settings.get(key) != group.settings.get(key) for other in others)
-    ]
+    differing = [key for key in keys if any(other.settings.get(key) != group.settings.get(key) for other in others)]
     return ", ".join(f"{key.rpartition('.')[2]} {group.settings.get(key)}" for key in differing)
 
 

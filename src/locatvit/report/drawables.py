@@ -51,9 +51,7 @@ def check_mask(
     """Raise ``LocAtError`` unless the mask is as large as its image and every label has a name."""
     if np.shape(mask) != size:
         raise LocAtError(f"{name} has the shape {np.shape(mask)}; it must be {size}, as large as its image")
-    foreign = [
-        int(label) for label in np.unique(mask) if not 0 <= label < num_classes and label != ignore_index
-    ]
+    foreign = [int(label) for label in np.unique(mask) if not 0 <= label < num_classes and label != ignore_index]
     if foreign:
         rule = f"0 to {num_classes - 1} or ignore_index {ignore_index}"
         raise LocAtError(f"{name} holds the label {foreign[0]}; it must be {rule}")
@@ -77,9 +75,7 @@ def common_grid(
     height, width = shapes[0]
     for row, column in points:
         if not (0 <= row < height and 0 <= column < width):
-            raise LocAtError(
-                f"point ({row}, {column}) is outside the grid {shapes[0]}; give (row, column) in patches"
-            )
+            raise LocAtError(f"point ({row}, {column}) is outside the grid {shapes[0]}; give (row, column) in patches")
     return height, width
 
 

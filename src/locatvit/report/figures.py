@@ -122,9 +122,7 @@ def segmentation_sheet(
             check_mask(masks[index], f"mask {index} of {name}", size, len(classes), ignore_index)
     colour_of = {**dict(enumerate(class_palette(classes))), ignore_index: IGNORE}
     name_of = {**dict(enumerate(classes)), ignore_index: "not labelled"}
-    occurring = sorted(
-        {int(label) for masks in masks_by_name.values() for mask in masks for label in np.unique(mask)}
-    )
+    occurring = sorted({int(label) for masks in masks_by_name.values() for mask in masks for label in np.unique(mask)})
     with _sheet(images, 1 + len(masks_by_name)) as (figure, grid):
         for index, cells in enumerate(grid):
             cells[0].imshow(as_fractions(images[index]))
@@ -180,13 +178,9 @@ def per_class_bars(per_class_by_name: Mapping[str, Mapping[str, float | None]]) 
         LocAtError: no class has a value.
     """
     every = dict.fromkeys(name for values in per_class_by_name.values() for name in values)
-    named = [
-        name for name in every if any(values.get(name) is not None for values in per_class_by_name.values())
-    ]
+    named = [name for name in every if any(values.get(name) is not None for values in per_class_by_name.values())]
     if not named:
-        raise LocAtError(
-            f"per_class of {', '.join(per_class_by_name) or 'no model'} holds no value; nothing to draw"
-        )
+        raise LocAtError(f"per_class of {', '.join(per_class_by_name) or 'no model'} holds no value; nothing to draw")
     count, shades = len(per_class_by_name), model_colours(len(per_class_by_name))
     thickness = 0.78 / count
     with _figure(_WIDTH, 0.8 + len(named) * (0.12 + 0.11 * count)) as figure:
@@ -283,9 +277,7 @@ def _draw_seeds(axis: Axes, seeds: Sequence[Mapping[float, float]], colour: str,
     single = len(seeds) == 1
     for one in seeds:
         values = [factor * value for value in one.values()]
-        axis.plot(
-            list(one), values, color=colour, linewidth=2.2 if single else 0.9, alpha=1.0 if single else 0.55
-        )
+        axis.plot(list(one), values, color=colour, linewidth=2.2 if single else 0.9, alpha=1.0 if single else 0.55)
     shared = sorted(set.intersection(*(set(one) for one in seeds))) if seeds else []
     if not single and shared:
         axis.plot(

@@ -105,9 +105,7 @@ def paper_table(table: PaperTable) -> Mapping[Row, Mapping[str, float]]:
     text = resources.files(__package__).joinpath(f"paper_tables/{table}.csv").read_text(encoding="utf-8")
     header, *lines = csv.reader(text.splitlines())
     keys = _KEY_COLUMNS.get(table, 1)
-    return {
-        tuple(line[:keys]): dict(zip(header[keys:], map(float, line[keys:]), strict=True)) for line in lines
-    }
+    return {tuple(line[:keys]): dict(zip(header[keys:], map(float, line[keys:]), strict=True)) for line in lines}
 
 
 def paper_value(table: PaperTable, row: str | Row, column: str) -> float:
@@ -168,11 +166,7 @@ def _place(
     whole = parts[0] == parts[1]
     if "table3_small" in columns:
         suffix = "locatvit" if parts[0] else "vit"
-        return (
-            ("table3_small", (size,), f"{columns['table3_small']}_{suffix}")
-            if whole and method == "vit"
-            else None
-        )
+        return ("table3_small", (size,), f"{columns['table3_small']}_{suffix}") if whole and method == "vit" else None
     if whole:
         return "table1_main", (size, method, "yes" if parts[0] else "no"), columns["table1_main"]
     if method == "vit":

@@ -54,9 +54,7 @@ def write_runs_report(run_dirs: Iterable[Path], path: Path) -> Path:
     if path.suffix == ".md":
         write_text(path, _markdown(runs))
         return path
-    return write_report(
-        path, title=_TITLE, summary=_summary(runs), sections=_sections(runs, with_pictures=True)
-    )
+    return write_report(path, title=_TITLE, summary=_summary(runs), sections=_sections(runs, with_pictures=True))
 
 
 def read_runs(run_dirs: Iterable[Path]) -> list[Run]:
@@ -84,10 +82,7 @@ def curve_pictures(runs: Sequence[Run]) -> tuple[Picture, ...]:
         if series:
             alt = f"Training loss and validation metric of {', '.join(series)}: {task} on {data}."
             many = any(len(found) > 1 for found in series.values())
-            caption = (
-                f"{task.capitalize()} on {data}."
-                + " Thin lines: single seeds; thick lines: their mean." * many
-            )
+            caption = f"{task.capitalize()} on {data}." + " Thin lines: single seeds; thick lines: their mean." * many
             pictures.append(Picture(to_png_bytes(curves(series)), alt, caption))
     return tuple(pictures)
 

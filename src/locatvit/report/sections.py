@@ -39,9 +39,7 @@ class Picture:
 
     def __post_init__(self) -> None:
         if not self.png.startswith(_PNG):
-            raise LocAtError(
-                f"a picture starts with {self.png[:8]!r}; it must be a PNG file, see figures.to_png_bytes"
-            )
+            raise LocAtError(f"a picture starts with {self.png[:8]!r}; it must be a PNG file, see figures.to_png_bytes")
         if not self.alt.strip():
             raise LocAtError("a picture's alt text is empty; say in a sentence what it shows")
 
@@ -110,12 +108,8 @@ def provenance_section(results: Iterable[Result], command: str = "") -> Section:
         "Date": _each(environment.get("date") for environment in made),
         "Device": _each(environment.get("device") for environment in made),
         "Commit": _each(environment.get("commit") for environment in made),
-        "Versions": _each(
-            f"{name} {number}" for found in versions for name, number in found.items() if number
-        ),
-        "Time": f"{_duration(sum(seconds))} for {len(seconds)} run{'s' * (len(seconds) != 1)}"
-        if seconds
-        else "",
+        "Versions": _each(f"{name} {number}" for found in versions for name, number in found.items() if number),
+        "Time": f"{_duration(sum(seconds))} for {len(seconds)} run{'s' * (len(seconds) != 1)}" if seconds else "",
     }
     return Section(
         title="How this was made",

@@ -100,9 +100,7 @@ def difference_table(results: Iterable[Result]) -> Table | None:
     paired = {id(group): plain for group in groups if (plain := twin(group, groups)) is not None}
     rows, shown = [], dict.fromkeys(METRICS, False)
     for members, note in _lines([group for group in groups if id(group) in paired]):
-        gains = {
-            name: _first(_gain(member, paired[id(member)], name) for member in members) for name in METRICS
-        }
+        gains = {name: _first(_gain(member, paired[id(member)], name) for member in members) for name in METRICS}
         shown = {name: shown[name] or gains[name] is not None for name in METRICS}
         rows.append((_noted(members[0].label, note), members[0].locat, members[0].data, gains))
     if not any(shown.values()):
@@ -144,9 +142,7 @@ def per_class_groups(results: Iterable[Result]) -> list[Group]:
     data = sorted({group.data for group in groups})
     if len(data) != 1:
         which = f"are of {len(data)} data sets, {', '.join(data)}" if data else "are in none of the results"
-        raise LocAtError(
-            f"per-class figures {which}; a per-class table needs segmentation results of one data set"
-        )
+        raise LocAtError(f"per-class figures {which}; a per-class table needs segmentation results of one data set")
     return groups
 
 

@@ -1,0 +1,1 @@
+"""What LocAt costs: ``python -m benchmarks.models --help``."""
