@@ -8,8 +8,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-from benchmarks import measure, models  # noqa: E402
 from benchmarks.cases import CASES, Case  # noqa: E402
+
+from benchmarks import measure, models  # noqa: E402
 from locatvit.errors import LocAtError  # noqa: E402
 
 SMALL = Case("test_vit", 160, 2, train=True, time_target=1.07)
