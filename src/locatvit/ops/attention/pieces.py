@@ -150,13 +150,12 @@ def _weights(
     row: Tensor,
     column: Tensor,
     attn_bias: Tensor | None,
-    num_prefix_tokens: int,
     scale: float,
 ) -> Tensor:
-    """softmax(q kᵀ · scale + S + attn_bias) of a piece, [b * h, queries, L]; in the room with index 0."""
+    """softmax(q kᵀ · scale + S + attn_bias) of a piece, [b * h, queries, L]; in the room for weights."""
     logits = _room_for_logits("weights", piece, q, row)
     logits[:, : piece.num_prefix_queries] = 0
-    logits[..., :num_prefix_tokens] = 0
+    logits[..., : piece.num_prefix_tokens] = 0
     patches = piece.of_patches(logits, (row.shape[-1], column.shape[-1]))
     torch.mul(piece.of_factor(row)[..., :, None], piece.of_factor(column)[..., None, :], out=patches)
     if attn_bias is not None:
@@ -180,7 +179,7 @@ def forward(
     """softmax(q kᵀ · scale + S + attn_bias) v, [B, H, L, K]."""
     out = _empty_output(q)
     for piece in _pieces(q, num_prefix_tokens, _FORWARD_BYTES):
-        weights = _weights(piece, q, k, row, column, attn_bias, num_prefix_tokens, scale)
+        weights = _weights(piece, q, k, row, column, attn_bias, scale)
         _write_product(piece.of_queries(out), weights, _pairs(piece.of_keys(v)))
     return out
 
@@ -207,7 +206,7 @@ def backward(
     grads += [torch.empty_like(row), torch.empty_like(column)]
     grad_bias = torch.zeros_like(attn_bias) if needs_grad_bias and attn_bias is not None else row.new_empty(0)
     for piece in _pieces(q, num_prefix_tokens, _BACKWARD_BYTES):
-        weights = _weights(piece, q, k, row, column, attn_bias, num_prefix_tokens, scale)
+        weights = _weights(piece, q, k, row, column, attn_bias, scale)
         grad_logits = _products_backward(piece, weights, grad_out, (q, k, v), grads[:3], row, scale)
         _factors_backward(piece, grad_logits, weights, (row, column), grads[3:])
         if needs_grad_bias:
