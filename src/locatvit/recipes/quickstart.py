@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from locatvit.recipes.config import SegmentRun, TrainRun
 from locatvit.recipes.quickstart_config import QuickstartConfig
@@ -73,15 +73,20 @@ def _watch(runs: list[tuple[TrainRun, SegmentRun]], futures: list[Future[None]])
         while not all(future.done() for future in futures):
             if any(future.done() and future.exception() for future in futures):
                 break
-            for task, (training, segmentation) in zip(tasks, runs, strict=True):
-                done, now = _state(training, segmentation)
-                bars.update(task, completed=done, now=now)
+            _show(bars, tasks, runs)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-        for task, (training, segmentation) in zip(tasks, runs, strict=True):
-            done, now = _state(training, segmentation)
-            bars.update(task, completed=done, now=now)
-            if not console.is_terminal:
-                print(f"{training.run_dir.name}: {now}", file=sys.stderr)
+        states = _show(bars, tasks, runs)
+    if not console.is_terminal:
+        for (training, _), now in zip(runs, states, strict=True):
+            print(f"{training.run_dir.name}: {now}", file=sys.stderr)
+
+
+def _show(bars: Progress, tasks: list[TaskID], runs: list[tuple[TrainRun, SegmentRun]]) -> list[str]:
+    """Move every bar to where its run is; the runs' states in words."""
+    states = [_state(*pair) for pair in runs]
+    for task, (done, now) in zip(tasks, states, strict=True):
+        bars.update(task, completed=done, now=now)
+    return [now for _, now in states]
 
 
 def _state(training: TrainRun, segmentation: SegmentRun) -> tuple[int, str]:
