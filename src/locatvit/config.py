@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from locatvit.errors import LocAtError
+
+Kernel = Literal["gaussian", "laplace", "inverse_distance"]
+VarianceSource = Literal["query", "input", "isotropic"]
+AlphaSource = Literal["learned", "none", "auto"]
+
+
+_OF_THE_BIAS = {"kernel": "gaussian", "variance": "query", "alpha": "learned", "layers": None}
+"""Fields that mean nothing without GAug, and their defaults."""
 
 
 @dataclass(frozen=True)
@@ -13,38 +22,88 @@ class LocAtConfig:
     """How ``add_locat`` changes a model. The defaults are the authors': their weights give their numbers.
 
     Attributes:
-        gaug: add the Gaussian bias to the attention logits (Eqs. 4-10).
+        gaug: add the locality bias to the attention logits (Eqs. 4-10).
         prr: refine the tokens before the head (Eq. 11).
+        kernel: how the bias falls with the distance: ``"gaussian"`` (Eq. 8), ``"laplace"`` (Eq. 20) or
+            ``"inverse_distance"`` (Eq. 21). The last two do not separate into rows and columns: they make an N x N
+            bias, and have one width a patch, in patches, in the place of the variances.
+        variance: where the width comes from: ``"query"`` (Eq. 5); ``"input"``, the attention module's input, with
+            weights for each head (Table 7, "Gaussian from x"); ``"isotropic"``, one for both axes (Eq. 12); or a
+            number, the same for all patches: a variance in patches², for the other kernels a width in patches.
+        alpha: how strong the bias is: ``"learned"`` from the query (Eq. 9), ``"none"`` for alpha = 1, ``"auto"`` for
+            the mean size of the logits, without parameters (Eqs. 13-19).
         start: ``"paper"`` starts as the authors do (alpha = ln 2, variance = 1); ``"identity"`` leaves the
             model's output as it was: alpha and PRR's share start at zero and grow by training.
-        layers: indices of the blocks that get GAug, None for all.
-        variance_floor: added to the variance, in patches². ``"auto"`` is the authors' rule: 0.1, doubled
+        layers: indices of the blocks that get GAug, counted through the stages; None for all.
+        pooling: ``"host"`` keeps what the head reads; ``"avg"`` gives it the mean of the patch tokens, in the place
+            of [CLS] and PRR (Table 5, "GAP").
+        position_embedding: False removes the host's absolute position embedding (Table 5, "- PE").
+        variance_floor: added to a predicted variance, in patches². ``"auto"`` is the authors' rule: 0.1, doubled
             until the exponent of the furthest patch fits float16. 0 gives Eq. 8 as printed.
         distance_clamp: cap squared distances at the longest one of the trained grid, as the authors do. It
             acts on grids larger than the trained one only. False gives Eq. 8 as printed.
         variance_scaling: how the variance follows another grid than the trained one: ``"linear"`` multiplies
             by the ratio of the shorter sides (the authors' rule), ``"area"`` by its square, which covers the
-            same part of the image, ``"none"`` leaves it.
+            same part of the image, ``"none"`` leaves it. A width in patches is multiplied by the ratio by both.
         backend: a name of ``locatvit.ops.BACKENDS``, or ``"auto"`` for the first that can run.
+
+    Raises:
+        LocAtError: a value outside its range, or values that make no sense together.
     """
 
     gaug: bool = True
     prr: bool = True
+    kernel: Kernel = "gaussian"
+    variance: VarianceSource | float = "query"
+    alpha: AlphaSource = "learned"
     start: Literal["paper", "identity"] = "paper"
     layers: tuple[int, ...] | None = None
+    pooling: Literal["host", "avg"] = "host"
+    position_embedding: bool = True
     variance_floor: float | Literal["auto"] = "auto"
     distance_clamp: bool = True
     variance_scaling: Literal["linear", "area", "none"] = "linear"
     backend: str = "auto"
 
     def __post_init__(self) -> None:
+        _check_choice("kernel", self.kernel, get_args(Kernel))
+        _check_choice("alpha", self.alpha, get_args(AlphaSource))
         _check_choice("start", self.start, ("paper", "identity"))
+        _check_choice("pooling", self.pooling, ("host", "avg"))
         _check_choice("variance_scaling", self.variance_scaling, ("linear", "area", "none"))
-        if self.variance_floor != "auto" and not 0 <= self.variance_floor < float("inf"):
+        if isinstance(self.variance, str):
+            _check_choice("variance", self.variance, (*get_args(VarianceSource), "a number"))
+        elif not 0 < self.variance < math.inf:
+            raise LocAtError(f"variance is {self.variance}; a fixed one must be a number > 0 (patches²)")
+        if self.variance_floor != "auto" and not 0 <= self.variance_floor < math.inf:
             raise LocAtError(f"variance_floor is {self.variance_floor}; it must be 'auto' or a number >= 0 (patches²)")
         if self.layers is not None:
             # a YAML file or a JSON one gives a list
             object.__setattr__(self, "layers", tuple(self.layers))
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if not self.gaug:
+            for name, default in _OF_THE_BIAS.items():
+                if getattr(self, name) != default:
+                    raise LocAtError(
+                        f"{name} is {getattr(self, name)!r} but gaug is False, so there is no bias for it to shape: "
+                        f"set gaug to True, or leave {name} at {default!r}"
+                    )
+        if self.layers == ():
+            raise LocAtError("layers is empty; give block indices, None for all blocks, or set gaug to False")
+        if self.kernel != "gaussian" and self.variance == "isotropic":
+            raise LocAtError(
+                f"variance is 'isotropic' but the {self.kernel} kernel has one width for both axes as it is: "
+                "leave variance at 'query'"
+            )
+        if self.gaug and self.start == "identity" and self.alpha != "learned":
+            raise LocAtError(
+                f"start is 'identity' but alpha is {self.alpha!r}, which cannot begin at zero: "
+                "use alpha='learned' or start='paper'"
+            )
+        if self.pooling == "avg" and self.prr:
+            raise LocAtError("pooling is 'avg' and prr is True; the average takes PRR's place: set prr to False")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -12,11 +12,18 @@ from torch import nn
 
 import locatvit
 from locatvit import LocAtConfig, LocAtError
-from locatvit.backbones.registry import MODELS
+from locatvit.backbones.registry import MODELS, create_plain
 from locatvit.layers import LocalityAttention
+from small_models import image_size, small
 
 SMALL = {"img_size": 24, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
-NAMES = {f"locatvit_{size}{registers}" for size in ("tiny", "small", "base") for registers in ("", "_reg4")}
+PLAIN = {"vit_tiny_patch16_rope_mixed_224"}
+"""Plain partners that timm does not have."""
+NAMES = PLAIN | {
+    name.format(size)
+    for size in ("tiny", "small", "base")
+    for name in ("locatvit_{}", "locatvit_{}_reg4", "locatvit_{}_rope_mixed", "locatswin_{}", "locatjumbo_{}")
+}
 
 
 def count(model: nn.Module) -> int:
@@ -30,29 +37,49 @@ def on_meta(name: str, **kwargs: object) -> nn.Module:
 
 def test_every_name_of_ours_is_timms() -> None:
     assert set(MODELS) == NAMES
-    assert set(timm.list_models("locatvit*")) >= NAMES
+    assert set(timm.list_models()) >= NAMES
 
 
 @pytest.mark.parametrize("imports", ["import locatvit, timm", "import timm, locatvit"])
 def test_timm_knows_the_names_whichever_is_imported_first(imports: str) -> None:
     code = (
         f"{imports}\nimport torch\ntorch.set_default_device('meta')\n"
-        "print(type(timm.create_model('locatvit_base')).__name__, len(timm.list_models('locatvit_*')))"
+        "print(type(timm.create_model('locatvit_base')).__name__, len(timm.list_models('locat*')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.split() == ["VisionTransformer", str(len(MODELS))]
+    assert done.stdout.split() == ["VisionTransformer", str(len(NAMES) - len(PLAIN))]
 
 
-@pytest.mark.parametrize(("size", "new"), [("tiny", 2340), ("small", 2340), ("base", 2340)])
-def test_the_papers_number_of_new_parameters(size: str, new: int) -> None:
-    assert count(on_meta(f"locatvit_{size}")) - count(on_meta(f"vit_{size}_patch16_224")) == new
+COUNTS = {
+    "locatvit_tiny": (5_717_416, 2_340),
+    "locatvit_small": (22_050_664, 2_340),
+    "locatvit_base": (86_567_656, 2_340),
+    "locatvit_tiny_reg4": (5_718_952, 2_340),  # positions for registers, too
+    "locatvit_tiny_rope_mixed": (5_686_504, 2_340),
+    "locatswin_tiny": (28_288_354, 1_188),
+    "locatswin_base": (87_768_224, 2_376),
+    "locatjumbo_tiny": (17_348_776, 2_724),
+    "locatjumbo_base": (260_495_080, 3_876),
+}
+"""Parameters of the plain model and what LocAt adds, at 1000 classes: details, section 9."""
 
 
-def test_parameters_of_the_paper() -> None:
-    """Details, section 9: 1000 classes."""
-    assert count(on_meta("locatvit_tiny")) == 5_717_416 + 2_340
-    assert count(on_meta("locatvit_base")) == 86_567_656 + 2_340
-    assert count(on_meta("locatvit_tiny_reg4")) == 5_718_952 + 2_340  # positions for registers, too
+@pytest.mark.parametrize(("name", "plain", "new"), [(name, *counts) for name, counts in COUNTS.items()])
+def test_parameters_of_the_paper(name: str, plain: int, new: int) -> None:
+    with torch.device("meta"):
+        assert count(create_plain(name)) == plain
+    assert count(on_meta(name)) == plain + new
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - PLAIN))
+def test_plain_is_the_host_of_a_name(name: str) -> None:
+    with torch.device("meta"):
+        plain = create_plain(name, num_classes=7)
+    with_locat = on_meta(name, num_classes=7)
+    assert type(plain) is type(with_locat)
+    new = set(with_locat.state_dict()) - set(plain.state_dict())
+    assert new
+    assert all(".gaug." in key or key.startswith("norm_patches.") for key in new)
 
 
 def test_registers_by_name_and_by_keyword() -> None:
@@ -65,8 +92,9 @@ def test_registers_by_name_and_by_keyword() -> None:
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_every_model_runs_and_gives_gradients(name: str) -> None:
-    model = locatvit.create_model(name, **SMALL)
-    logits = model(torch.randn(2, 3, 24, 24))
+    size = image_size(name)
+    model = small(name)
+    logits = model(torch.randn(2, 3, size, size))
     assert logits.shape == (2, 5)
     logits.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

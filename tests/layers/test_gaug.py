@@ -117,3 +117,76 @@ def test_a_grid_of_one_patch():
 def test_configuration_is_checked(field, value):
     with pytest.raises(LocAtError, match=f"{field} is .*must be"):
         LocAtConfig(**{field: value})
+
+
+VARIANTS = {
+    "isotropic": (LocAtConfig(variance="isotropic"), {"log_var": (1, 13), "log_alpha": (1, 13)}),
+    "input": (LocAtConfig(variance="input"), {"log_var": (6, 39), "log_alpha": (1, 13)}),
+    "fixed": (LocAtConfig(variance=4.0), {"log_alpha": (1, 13)}),
+    "no scaling": (LocAtConfig(alpha="none"), {"log_var": (2, 13)}),
+    "automatic scaling": (LocAtConfig(alpha="auto"), {"log_var": (2, 13)}),
+    "fixed, no scaling": (LocAtConfig(variance=4.0, alpha="none"), {}),
+    "laplace": (LocAtConfig(kernel="laplace"), {"log_var": (1, 13), "log_alpha": (1, 13)}),
+    "inverse distance from input": (
+        LocAtConfig(kernel="inverse_distance", variance="input"), {"log_var": (3, 39), "log_alpha": (1, 13)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "shapes"), VARIANTS.values(), ids=VARIANTS)
+def test_a_variant_has_the_weights_that_it_predicts_from(config, shapes):
+    gaug = GAug(13, (5, 7), config, embed_dim=39, num_heads=3)
+    found = {name.removesuffix(".weight"): tuple(value.shape) for name, value in gaug.named_parameters()}
+    assert {name: shape for name, shape in found.items() if not name.endswith("bias")} == shapes
+
+
+def test_a_fixed_width_is_that_width():
+    """No floor on it; patch 0 is (0, 0), patch 9 of a 5 x 7 grid is (1, 2)."""
+    gaug = GAug(13, (5, 7), LocAtConfig(variance=4.0, alpha="none"))
+    row, column = gaug(torch.randn(2, 3, 35, 13), (5, 7))
+    assert row.shape == (2, 3, 35, 5)
+    assert column.shape == (2, 3, 35, 7)
+    assert (row[1, 2, 0, 1] * column[1, 2, 0, 2]).item() == pytest.approx(math.exp(-5 / 8))
+
+
+def test_automatic_alpha_by_hand():
+    """|q| is 5, the keys are 1 and 3 long, K is 2."""
+    gaug = GAug(2, (1, 2), LocAtConfig(alpha="auto"))
+    q, k = torch.tensor([[[[3.0, 4.0], [0.0, 0.0]]]]), torch.tensor([[[[1.0, 0.0], [0.0, 3.0]]]])
+    _, alpha = gaug.variance_and_alpha(q.requires_grad_(), (1, 2), k=k)
+    assert alpha.tolist() == [[[pytest.approx(10 / math.sqrt(2)), 0.0]]]
+    alpha.sum().backward()
+    assert q.grad.isfinite().all()
+
+
+def test_a_width_in_patches_follows_the_grid_in_proportion():
+    for scaling in ("linear", "area"):
+        gaug = GAug(13, (5, 7), LocAtConfig(kernel="laplace", variance_scaling=scaling))
+        assert gaug.variance_scale((10, 12)) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kernel": "gauss"}, "kernel is 'gauss'; it must be one of gaussian, laplace, inverse_distance"),
+        ({"variance": "q"}, "variance is 'q'; it must be one of query, input, isotropic, a number"),
+        ({"variance": 0.0}, "variance is 0.0; a fixed one must be a number > 0"),
+        ({"variance": math.nan}, "variance is nan; a fixed one must be a number > 0"),
+        ({"alpha": "fixed"}, "alpha is 'fixed'; it must be one of learned, none, auto"),
+        ({"pooling": "max"}, "pooling is 'max'; it must be one of host, avg"),
+        ({"layers": ()}, "layers is empty; .*set gaug to False"),
+        ({"gaug": False, "kernel": "laplace"}, "kernel is 'laplace' but gaug is False.*set gaug to True"),
+        ({"gaug": False, "alpha": "auto"}, "alpha is 'auto' but gaug is False"),
+        ({"gaug": False, "variance": 3.0}, "variance is 3.0 but gaug is False"),
+        ({"gaug": False, "layers": (1,)}, r"layers is \(1,\) but gaug is False"),
+        (
+            {"kernel": "laplace", "variance": "isotropic"},
+            "variance is 'isotropic' but the laplace kernel has one width",
+        ),
+        ({"alpha": "none", "start": "identity"}, "start is 'identity' but alpha is 'none', which cannot begin at zero"),
+        ({"pooling": "avg"}, "pooling is 'avg' and prr is True; .* set prr to False"),
+    ],
+)
+def test_combinations_that_make_no_sense(fields, message):
+    with pytest.raises(LocAtError, match=message):
+        LocAtConfig(**fields)

@@ -100,6 +100,35 @@ def test_bfloat16_is_within_twice_plain_attention(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pieces", ["whole", "small"])
+@pytest.mark.parametrize(("batch", "windows"), [(6, 2), (6, 3), (15, 5)])
+def test_a_bias_of_the_windows_of_one_image(backend, pieces, batch, windows, monkeypatch):
+    """Swin's mask: [windows, H, L, L] for a batch of images in windows."""
+    if pieces == "small":  # a piece then begins and ends anywhere in the period
+        monkeypatch.setattr("locatvit.ops.attention.pieces._FORWARD_BYTES", 8 * 35 * 35 * 4)
+        monkeypatch.setattr("locatvit.ops.attention.pieces._BACKWARD_BYTES", 8 * 35 * 35 * 4)
+    inputs = _inputs((5, 7), 0, batch=batch)
+    attn_bias = torch.randn(windows, 3, 35, 35, dtype=torch.float64, requires_grad=True)
+    out = gaug_attention(*inputs, num_prefix_tokens=0, attn_bias=attn_bias, backend=backend)
+    expected = _expected(*inputs, 0, torch.cat([attn_bias] * (batch // windows)))
+    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-12)
+    cotangent, tensors = torch.randn_like(out), [*inputs, attn_bias]
+    for got, want in zip(
+        torch.autograd.grad(out, tensors, cotangent), torch.autograd.grad(expected, tensors, cotangent), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 36, 36), (2, 2, 36, 36), (1, 1, 35, 36), (1, 1, 1, 1, 36)])
+def test_a_bias_that_does_not_fit(shape):
+    inputs = _inputs((5, 7), 1)
+    with pytest.raises(
+        LocAtError, match=r"attn_bias has shape .*; it must broadcast to \[B, H, L, L\], which is \(2, 3"
+    ):
+        gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=torch.zeros(shape))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(1, 3, 36, 36), (2, 1, 1, 36), (2, 3, 36, 36), (1, 1, 36, 1)])
 def test_a_further_bias_and_its_gradient(backend, shape):
     inputs = _inputs((5, 7), 1)

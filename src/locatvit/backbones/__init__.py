@@ -1,9 +1,11 @@
 """LocAt put into a model: one file a family, and the list of them."""
 
-from locatvit.backbones import timm_vit
+import timm  # noqa: F401  (first: its import runs registry.py, which wants the files below whole)
+
+from locatvit.backbones import jumbo, timm_rope, timm_swin, timm_vit
 from locatvit.backbones.family import Family
 
-BACKBONES: tuple[Family, ...] = (timm_vit.FAMILY,)
+BACKBONES: tuple[Family, ...] = (jumbo.FAMILY, timm_vit.FAMILY, timm_rope.FAMILY, timm_swin.FAMILY)
 """The only list: ``add_locat`` takes the first family that matches."""
 
 __all__ = ["BACKBONES", "Family"]

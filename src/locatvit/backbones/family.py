@@ -1,13 +1,17 @@
-"""What a family of backbones tells ``add_locat``."""
+"""What a family of backbones tells ``add_locat``, and what all families need."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from locatvit.config import LocAtConfig
+from locatvit.errors import LocAtError
+from locatvit.grid import GridSize
+from locatvit.layers import GAug
 
 
 @dataclass(frozen=True)
@@ -25,3 +29,17 @@ class Family:
     description: str
     matches: Callable[[nn.Module], bool]
     add: Callable[[nn.Module, LocAtConfig], None]
+
+
+def check_layers(config: LocAtConfig, depth: int) -> None:
+    """Raise ``LocAtError`` unless the model has every block of ``config.layers``."""
+    if config.layers is not None and not all(0 <= layer < depth for layer in config.layers):
+        raise LocAtError(f"layers is {config.layers}; the model's blocks are numbered 0 to {depth - 1}")
+
+
+def make_gaug(attention: Any, trained_grid: GridSize, config: LocAtConfig) -> GAug:
+    """The GAug of an attention with one ``qkv`` projection, on the device and in the precision of its weights."""
+    num_outputs, embed_dim = attention.qkv.weight.shape
+    head_dim = num_outputs // (3 * attention.num_heads)
+    gaug = GAug(head_dim, trained_grid, config, embed_dim=embed_dim, num_heads=attention.num_heads)
+    return gaug.to(device=attention.qkv.weight.device, dtype=attention.qkv.weight.dtype)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
-from timm.models import generate_default_cfgs, is_model, list_models, register_model
+from timm.models import generate_default_cfgs, get_pretrained_cfg, is_model, list_models, register_model
 from torch import nn
 
+from locatvit.backbones import jumbo  # noqa: F401  (its models go into timm's registry)
 from locatvit.config import LocAtConfig
 from locatvit.errors import LocAtError, near_matches
 
@@ -20,15 +21,19 @@ class NamedModel:
     """A registered name: a timm model and what it is created with.
 
     Attributes:
-        host: timm's name of the plain model.
+        host: timm's name of the plain model, or ours of ``jumbo.py``.
         host_kwargs: keyword arguments that belong to the name.
         hub_id: where the authors published its weights, None where they did not.
+        has_locat: whether LocAt is put into the host.
     """
 
     host: str
     host_kwargs: dict[str, Any] = field(default_factory=dict)
     hub_id: str | None = None
+    has_locat: bool = True
 
+
+_ROPE_TINY = {"embed_dim": 192, "num_heads": 3}
 
 MODELS: dict[str, NamedModel] = {
     "locatvit_tiny": NamedModel("vit_tiny_patch16_224", hub_id="sinahmr/locatvit_tiny"),
@@ -37,8 +42,18 @@ MODELS: dict[str, NamedModel] = {
     "locatvit_tiny_reg4": NamedModel("vit_tiny_patch16_224", {"reg_tokens": 4}),
     "locatvit_small_reg4": NamedModel("vit_small_patch16_224", {"reg_tokens": 4}),
     "locatvit_base_reg4": NamedModel("vit_base_patch16_224", {"reg_tokens": 4}),
+    "vit_tiny_patch16_rope_mixed_224": NamedModel("vit_small_patch16_rope_mixed_224", _ROPE_TINY, has_locat=False),
+    "locatvit_tiny_rope_mixed": NamedModel("vit_small_patch16_rope_mixed_224", _ROPE_TINY),
+    "locatvit_small_rope_mixed": NamedModel("vit_small_patch16_rope_mixed_224"),
+    "locatvit_base_rope_mixed": NamedModel("vit_base_patch16_rope_mixed_224"),
+    "locatswin_tiny": NamedModel("swin_tiny_patch4_window7_224"),
+    "locatswin_small": NamedModel("swin_small_patch4_window7_224"),
+    "locatswin_base": NamedModel("swin_base_patch4_window7_224"),
+    "locatjumbo_tiny": NamedModel("jumbo_tiny"),
+    "locatjumbo_small": NamedModel("jumbo_small"),
+    "locatjumbo_base": NamedModel("jumbo_base"),
 }
-"""The only list of names."""
+"""The only list of names, beside those of ``jumbo.py``."""
 
 # What timm's and torch's constructors raise on arguments that do not go together.
 _REFUSALS = (
@@ -47,16 +62,16 @@ _REFUSALS = (
 # What stands before names that timm fetches itself.
 _OUTSIDE = ("hf-hub:", "hf_hub:", "local-dir:")
 
-# The authors trained with these, and details of their models follow from them.
-_PRETRAINED = {
-    "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": None, "crop_pct": 0.9,
-    "interpolation": "bicubic", "fixed_input_size": True, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
-    "first_conv": "patch_embed.proj", "classifier": "head", "license": "mit",
-}  # fmt: skip
+# Of every model that the authors trained; the rest (mean and std among it) is the host's.
+_PRETRAINED = {"num_classes": 1000, "crop_pct": 0.9, "interpolation": "bicubic", "license": "mit"}
+# Of the host's published weights, which are not ours.
+_OF_OTHER_WEIGHTS = {"url": "", "tag": None, "custom_load": False, "origin_url": None}
 
-default_cfgs = generate_default_cfgs(
-    {name: {**_PRETRAINED, "hf_hub_id": model.hub_id} for name, model in MODELS.items()}
-)
+
+def _published_cfg(model: NamedModel) -> dict[str, Any]:
+    of_host = get_pretrained_cfg(model.host)
+    assert of_host is not None, f"timm does not know {model.host}"
+    return {**of_host.to_dict(), **_PRETRAINED, **_OF_OTHER_WEIGHTS, "hf_hub_id": model.hub_id}
 
 
 def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -89,7 +104,18 @@ def check_name(name: str) -> None:
         raise LocAtError(f"model {name!r} is unknown; {near_matches(name, list_models())} Ours: {', '.join(MODELS)}")
 
 
-def _entrypoint(name: str, named: NamedModel) -> Callable[..., nn.Module]:
+def create_plain(name: str, **kwargs: Any) -> nn.Module:
+    """The host of one of our names, without LocAt: what its paper's table compares it with.
+
+    Args:
+        name: of ``MODELS``.
+        kwargs: timm's.
+    """
+    named = MODELS[name]
+    return timm.create_model(named.host, **{**named.host_kwargs, **kwargs})
+
+
+def _with_locat(name: str) -> Callable[..., nn.Module]:
     def entrypoint(
         pretrained: bool = False,
         *,
@@ -97,9 +123,6 @@ def _entrypoint(name: str, named: NamedModel) -> Callable[..., nn.Module]:
         gaug: bool | None = None,
         prr: bool | None = None,
         no_pos_emb: bool = False,
-        pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: dict[str, Any] | None = None,
-        cache_dir: str | None = None,
         **kwargs: Any,
     ) -> nn.Module:
         # here, not above: timm may be imported by the very module that add_locat is made of
@@ -110,24 +133,32 @@ def _entrypoint(name: str, named: NamedModel) -> Callable[..., nn.Module]:
             config,
             gaug=config.gaug if gaug is None else gaug,
             prr=config.prr if prr is None else prr,
+            position_embedding=config.position_embedding and not no_pos_emb,  # the authors' keyword
         )
-        if no_pos_emb:  # the authors' keyword
-            kwargs["pos_embed"] = "none"
-        model = add_locat(timm.create_model(named.host, **{**named.host_kwargs, **kwargs}), config)
-        cfg = pretrained_cfg or default_cfgs[name].default.to_dict()
-        cfg = cfg if isinstance(cfg, dict) else cfg.to_dict()
-        model.pretrained_cfg = model.default_cfg = {
-            **cfg,
-            "architecture": name,
-            **(pretrained_cfg_overlay or {}),
-        }
-        if pretrained:
-            _load_published(model, name, named, cache_dir)
-        return model
+        return _create(name, lambda **rest: add_locat(create_plain(name, **rest), config), pretrained, kwargs)
 
-    entrypoint.__name__ = entrypoint.__qualname__ = name
-    entrypoint.__doc__ = f"timm's {named.host} with LocAt."
+    entrypoint.__doc__ = f"timm's {MODELS[name].host} with LocAt."
     return entrypoint
+
+
+def _without_locat(name: str) -> Callable[..., nn.Module]:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return _create(name, lambda **rest: create_plain(name, **rest), pretrained, kwargs)
+
+    entrypoint.__doc__ = f"timm's {MODELS[name].host} in another size."
+    return entrypoint
+
+
+def _create(name: str, build: Callable[..., nn.Module], pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """A model by ``build``, with timm's record of where its weights would come from."""
+    cfg = kwargs.pop("pretrained_cfg", None) or default_cfgs[name].default.to_dict()
+    cfg = cfg if isinstance(cfg, dict) else cfg.to_dict()
+    overlay, cache_dir = kwargs.pop("pretrained_cfg_overlay", None) or {}, kwargs.pop("cache_dir", None)
+    model: Any = build(**kwargs)
+    model.pretrained_cfg = model.default_cfg = {**cfg, "architecture": name, **overlay}
+    if pretrained:
+        _load_published(model, name, MODELS[name], cache_dir)
+    return model
 
 
 def _load_published(model: nn.Module, name: str, named: NamedModel, cache_dir: str | None) -> None:
@@ -139,7 +170,15 @@ def _load_published(model: nn.Module, name: str, named: NamedModel, cache_dir: s
     load_checkpoint(model, f"hf-hub:{named.hub_id}", cache_dir=cache_dir)
 
 
-for _name, _named in MODELS.items():
-    _function = _entrypoint(_name, _named)
-    setattr(sys.modules[__name__], _name, _function)
-    register_model(_function)
+def _register(name: str) -> None:
+    """Put one of ``MODELS`` among timm's."""
+    function = _with_locat(name) if MODELS[name].has_locat else _without_locat(name)
+    function.__name__ = function.__qualname__ = name
+    setattr(sys.modules[__name__], name, function)
+    register_model(function)
+
+
+default_cfgs = generate_default_cfgs({name: _published_cfg(model) for name, model in MODELS.items()})
+for _name in MODELS:
+    if not is_model(_name):  # a later timm may have the plain ones
+        _register(_name)

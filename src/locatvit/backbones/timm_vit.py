@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,10 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer, global_pool_nlc
 from torch import Tensor, nn
 
-from locatvit.backbones.family import Family
+from locatvit.backbones.family import Family, check_layers, make_gaug
 from locatvit.config import LocAtConfig
 from locatvit.errors import LocAtError
-from locatvit.grid import GridSize
-from locatvit.layers import CurrentGrid, GAug, LocalityAttention, PatchRefinement
+from locatvit.layers import CurrentGrid, LocalityAttention, PatchRefinement
 
 
 class RefinedPool(nn.Module):
@@ -83,26 +83,24 @@ def matches(model: nn.Module) -> bool:
 
 def add(model: VisionTransformer, config: LocAtConfig) -> None:
     """See ``add_locat``."""
-    _check(model, config)
-    if config.gaug:
-        _add_gaug(model, config)
+    check(model, config, Attention)
+    prepare(model, config)
+    add_gaug(model, config, LocalityAttention)
     if config.prr:
         _add_refinement(model, config)
 
 
-def _check(model: VisionTransformer, config: LocAtConfig) -> None:
-    """Everything that can be wrong, before anything is changed."""
+def check(model: Any, config: LocAtConfig, attention: type[nn.Module]) -> None:
+    """Everything that can be wrong with a ViT, before anything is changed; its blocks have ``attention``."""
+    check_layers(config, len(model.blocks))
     for index, block in enumerate(model.blocks):
-        attention = getattr(block, "attn", None)
-        if type(attention) is not Attention:
+        found = getattr(block, "attn", None)
+        if type(found) is not attention or getattr(found, "qkv", None) is None:
             raise LocAtError(
-                f"block {index} has {type(attention).__name__} where LocAt needs timm's Attention with one "
+                f"block {index} has {type(found).__name__} where LocAt needs timm's {attention.__name__} with one "
                 "qkv projection; choose a model built of plain blocks"
             )
-    depth = len(model.blocks)
-    if config.layers is not None and not all(0 <= layer < depth for layer in config.layers):
-        raise LocAtError(f"layers is {config.layers}; the model's blocks are numbered 0 to {depth - 1}")
-    if config.gaug and not isinstance(model.patch_drop, nn.Identity):
+    if config.gaug and not isinstance(model.patch_drop, nn.Identity | None):
         raise LocAtError(
             "patch_drop_rate is above 0; GAug needs every patch at its place on the grid: "
             "create the model with patch_drop_rate=0"
@@ -114,32 +112,52 @@ def _check(model: VisionTransformer, config: LocAtConfig) -> None:
         )
 
 
-def _add_gaug(model: VisionTransformer, config: LocAtConfig) -> None:
-    trained_grid: GridSize = model.patch_embed.grid_size
+def prepare(model: Any, config: LocAtConfig) -> None:
+    """The changes to a ViT that are not LocAt's own: no absolute positions, average pooling."""
+    if not config.position_embedding:
+        model.pos_embed = None
+    if config.pooling == "avg":
+        model.attn_pool, model.global_pool = None, "avg"
+
+
+def add_gaug(model: Any, config: LocAtConfig, replacement: type[LocalityAttention]) -> None:
+    """A ``replacement`` for the attention of every chosen block of a ViT."""
+    if not config.gaug:
+        return
     grid = CurrentGrid()
     for index, block in enumerate(model.blocks):
-        if config.layers is not None and index not in config.layers:
-            continue
-        gaug = GAug(block.attn.head_dim, trained_grid, config)
-        weight = block.attn.qkv.weight
-        gaug.to(device=weight.device, dtype=weight.dtype)
-        block.attn = LocalityAttention(
-            block.attn, gaug, grid, num_prefix_tokens=model.num_prefix_tokens, backend=config.backend
-        )
+        if config.layers is None or index in config.layers:
+            block.attn = replacement(
+                block.attn,
+                make_gaug(block.attn, model.patch_embed.grid_size, config),
+                grid,
+                num_prefix_tokens=model.num_prefix_tokens,
+                backend=config.backend,
+            )
     model.patch_embed.register_forward_hook(RecordGrid(grid))
 
 
 def _add_refinement(model: VisionTransformer, config: LocAtConfig) -> None:
-    has_refinement = model.global_pool == "prr"  # timm's own computes every row; ours takes over in full
-    start = "paper" if has_refinement else config.start
-    refinement = PatchRefinement(model.embed_dim, model.blocks[0].attn.num_heads, start)
-    refinement.to(device=model.patch_embed.proj.weight.device, dtype=model.patch_embed.proj.weight.dtype)
     if isinstance(model, VisionTransformerDistilled):
-        model.prr = refinement
-        model.norm.register_forward_hook(RefinePrefix(refinement, model.num_prefix_tokens))
-        return
-    pool_type = model.attn_pool.pool if has_refinement else model.global_pool
-    model.attn_pool = RefinedPool(refinement, pool_type, model.num_prefix_tokens, model.pool_include_prefix)
+        model.prr = make_refinement(model, config)
+        model.norm.register_forward_hook(RefinePrefix(model.prr, model.num_prefix_tokens))
+    elif model.global_pool == "prr":  # timm's own computes every row; ours takes over in full
+        add_refined_pool(model, replace(config, start="paper"), model.attn_pool.pool)
+    else:
+        add_refined_pool(model, config, model.global_pool)
+
+
+def make_refinement(model: Any, config: LocAtConfig) -> PatchRefinement:
+    """PRR of a ViT, where its weights are."""
+    weight = model.patch_embed.proj.weight
+    refinement = PatchRefinement(model.embed_dim, model.blocks[0].attn.num_heads, config.start)
+    return refinement.to(device=weight.device, dtype=weight.dtype)
+
+
+def add_refined_pool(model: Any, config: LocAtConfig, pool_type: str) -> None:
+    """PRR before the pooling of a ViT."""
+    include_prefix = getattr(model, "pool_include_prefix", False)
+    model.attn_pool = RefinedPool(make_refinement(model, config), pool_type, model.num_prefix_tokens, include_prefix)
     # timm then hands all tokens to attn_pool, and refuses to swap this pooling for another in silence
     model.pool_include_prefix = True
     model.global_pool = "prr"

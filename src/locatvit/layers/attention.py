@@ -2,101 +2,151 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from locatvit.errors import LocAtError
+from locatvit.grid import GridSize
 from locatvit.layers.current_grid import CurrentGrid
 from locatvit.layers.gaug import GAug
 from locatvit.ops.attention import gaug_attention, reference
+from locatvit.ops.attention.reference import repeated
 
-# What is taken over from a host with one qkv projection; the last three are not in every host.
-_ADOPTED = ("qkv", "q_norm", "k_norm", "attn_drop", "proj", "proj_drop", "norm", "gate")
+
+@dataclass(frozen=True)
+class Terms:
+    """What goes into one attention: [B, H, L, K] each of q, k, v, and what is added to the logits.
+
+    Attributes:
+        bias: of the patches: two factors, or where the kernel does not separate, [B, H, N, N].
+        attn_bias: the host's own, or None.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: tuple[Tensor, Tensor] | Tensor
+    attn_bias: Tensor | None
 
 
 class LocalityAttention(nn.Module):
-    """Takes the place of a host's attention: its modules under their names, and ``gaug``.
+    """Takes the place of a host's attention, with all that the host has under its names, and ``gaug``.
+
+    This class serves hosts with one ``qkv`` projection; a family with more in its attention overrides ``terms``.
 
     Args:
-        host: an attention with ``qkv``, ``q_norm``, ``k_norm``, ``attn_drop``, ``proj``, ``proj_drop`` and perhaps
-            ``norm`` (of the output) and ``gate``, and with ``num_heads`` and ``head_dim``. Its modules are shared.
+        host: an attention with ``num_heads``, ``qkv``, ``attn_drop``, ``proj``, ``proj_drop`` and perhaps ``q_norm``
+            and ``k_norm``, ``norm`` (of the output) and ``gate``. Its modules and weights are shared.
         gaug: the bias.
         grid: tells the grid of the present tokens.
         num_prefix_tokens: tokens before the patches.
         backend: of the op, see ``locatvit.ops.gaug_attention``.
     """
 
-    # the host's modules
-    qkv: nn.Module
-    q_norm: nn.Module
-    k_norm: nn.Module
+    # the host's
+    num_heads: int
     attn_drop: nn.Dropout
-    norm: nn.Module
-    gate: nn.Module | None
     proj: nn.Module
     proj_drop: nn.Module
 
     def __init__(
-        self, host: nn.Module, gaug: GAug, grid: CurrentGrid, *, num_prefix_tokens: int, backend: str = "auto"
+        self, host: nn.Module, gaug: GAug, grid: CurrentGrid | None, *, num_prefix_tokens: int, backend: str = "auto"
     ) -> None:
-        super().__init__()
-        self.num_heads: int = host.num_heads  # type: ignore[assignment]
-        self.head_dim: int = host.head_dim  # type: ignore[assignment]
+        nn.Module.__init__(self)  # alone: a subclass that is also the host's class must not build it anew
+        _take_over(self, host)
         self.num_prefix_tokens = num_prefix_tokens
         self.backend = backend
         self.grid = grid
-        for name in _ADOPTED:
-            setattr(self, name, getattr(host, name, nn.Identity() if name == "norm" else None))
         self.gaug = gaug
-        self.train(host.training)
 
-    def forward(
-        self,
-        x: Float[Tensor, "B L D"],
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-    ) -> Float[Tensor, "B L D"]:
-        """Attention of every token to all.
+    def forward(self, x: Float[Tensor, "B L D"], *args: Any, **kwargs: Any) -> Float[Tensor, "B L D"]:
+        """Attention of every token to all; the arguments are the host's, see ``terms``."""
+        out = self._attend(self.terms(x, *args, **kwargs)).transpose(1, 2).flatten(2)
+        # not every host has these two
+        norm, gate = getattr(self, "norm", None), getattr(self, "gate", None)
+        out = out if norm is None else norm(out)
+        out = out if gate is None else out * gate(x).sigmoid()
+        return self.proj_drop(self.proj(out))
+
+    def terms(self, x: Float[Tensor, "B L D"], attn_mask: Tensor | None = None, is_causal: bool = False) -> Terms:
+        """What the attention is made of.
 
         Args:
             x: prefix tokens, then patches row by row.
             attn_mask: True where attention is allowed, or a float term to add; broadcastable to [B, H, L, L].
             is_causal: not meant for images; refused.
         """
-        if is_causal:
-            raise LocAtError("is_causal is True; the locality bias has no causal form: pass an attn_mask instead")
+        refuse_causal(is_causal)
         q, k, v = projections(self, x)
-        row_factor, column_factor = self._factors(q)
-        out = gaug_attention(
-            q, k, v, row_factor, column_factor,
-            num_prefix_tokens=self.num_prefix_tokens,
-            attn_bias=additive(attn_mask, q),
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-            backend=self.backend,
+        return Terms(q, k, v, self.locality_bias(q, k, x), additive(attn_mask, q))
+
+    def locality_bias(self, q: Tensor, k: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        """GAug's bias of the patches, from normed and not yet rotated queries and keys."""
+        first = self.num_prefix_tokens
+        q, k, x = q[:, :, first:], k[:, :, first:], x[:, first:]
+        return self.gaug(q, self.grid_of(q.shape[2]), k=k, x=x)
+
+    def grid_of(self, num_patches: int) -> GridSize:
+        """The present grid, of ``num_patches`` patches."""
+        assert self.grid is not None
+        return self.grid.of(num_patches, self.num_prefix_tokens)
+
+    def attention_weights(self, x: Float[Tensor, "B L D"], *args: Any, **kwargs: Any) -> Float[Tensor, "B H L L"]:
+        """The exact weights that ``forward`` uses for its arguments, for looking at; dense."""
+        terms = self.terms(x, *args, **kwargs)
+        factors, attn_bias = self._split(terms)
+        return reference.attention_weights(
+            terms.q, terms.k, *(factors or (None, None)),
+            num_prefix_tokens=self.num_prefix_tokens, attn_bias=attn_bias,
         )  # fmt: skip
-        out = self.norm(out.transpose(1, 2).flatten(2))
-        if self.gate is not None:
-            out = out * self.gate(x).sigmoid()
-        return self.proj_drop(self.proj(out))
 
-    def attention_weights(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B H L L"]:
-        """The exact weights that ``forward`` uses for x, for looking at; dense."""
-        q, k, _ = projections(self, x)
-        return reference.attention_weights(q, k, *self._factors(q), num_prefix_tokens=self.num_prefix_tokens)
+    def _attend(self, terms: Terms) -> Float[Tensor, "B H L K"]:
+        factors, attn_bias = self._split(terms)
+        dropout_p = self.attn_drop.p if self.training else 0.0
+        if factors is None:
+            assert attn_bias is not None
+            return F.scaled_dot_product_attention(
+                terms.q, terms.k, terms.v, attn_mask=attn_bias.to(terms.q.dtype), dropout_p=dropout_p
+            )
+        return gaug_attention(
+            terms.q, terms.k, terms.v, *factors,
+            num_prefix_tokens=self.num_prefix_tokens, attn_bias=attn_bias,
+            dropout_p=dropout_p, backend=self.backend,
+        )  # fmt: skip
 
-    def _factors(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        q_patches = q[:, :, self.num_prefix_tokens :]
-        return self.gaug(q_patches, self.grid.of(q_patches.shape[2], self.num_prefix_tokens))
+    def _split(self, terms: Terms) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        """The factors, if there are any, and the sum of what is dense."""
+        if isinstance(terms.bias, tuple):
+            return terms.bias, terms.attn_bias
+        dense = F.pad(terms.bias, (self.num_prefix_tokens, 0, self.num_prefix_tokens, 0))
+        return None, dense if terms.attn_bias is None else dense + repeated(terms.attn_bias, len(dense))
+
+
+def _take_over(attention: nn.Module, host: nn.Module) -> None:
+    """Everything that the host has, in its order: weights, modules, buffers, settings, hooks."""
+    for name, value in vars(host).items():
+        # what we add later must not appear in the host
+        vars(attention)[name] = value.copy() if name in ("_parameters", "_buffers", "_modules") else value
+
+
+def refuse_causal(is_causal: bool) -> None:
+    """Raise ``LocAtError`` where a causal mask is asked for."""
+    if is_causal:
+        raise LocAtError("is_causal is True; the locality bias has no causal form: pass an attn_mask instead")
 
 
 def projections(attention: Any, x: Float[Tensor, "B L D"]) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v, each [B, H, L, K], of an attention with one qkv projection, ours or a host's; q and k normed."""
-    qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, attention.head_dim))
+    qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1))
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    return attention.q_norm(q), attention.k_norm(k), v
+    if hasattr(attention, "q_norm"):
+        q, k = attention.q_norm(q), attention.k_norm(k)
+    return q, k, v
 
 
 def additive(attn_mask: Tensor | None, q: Tensor) -> Tensor | None:

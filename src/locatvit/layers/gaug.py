@@ -1,4 +1,4 @@
-"""GAug: a learned, per-query Gaussian bias, from the query to its two factors (Eqs. 5, 8, 9)."""
+"""GAug: a learned, per-query locality bias, from the query to its two factors (Eqs. 5, 8, 9, 12-21)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from locatvit.config import LocAtConfig
 from locatvit.grid import GridSize
-from locatvit.ops.distance import gaussian_factors
+from locatvit.ops.distance import KERNELS
 
 # The exponent -1/2 D / variance of the furthest patch must fit float16 (details of the authors' code, section 1).
 _FLOAT16_EXPONENT = 32_500.0
@@ -19,31 +19,53 @@ _FLOAT16_HALF_DISTANCE = 6_550.0
 
 
 class GAug(nn.Module):
-    """Predicts variance and alpha from a query, shared by the heads of a layer.
+    """Predicts how wide and how strong the locality bias of each patch is, and makes the bias.
 
         variance = f(q W_σ + b_σ),  f(x) = M sigmoid(x - ln(M - 1)),  M = max(h, w)²      (Eq. 5)
         alpha    = softplus(q W_α + b_α)                                                  (Eq. 9)
+
+    The weights are shared by the heads of a layer. ``LocAtConfig`` has the variants: what is not predicted has no
+    weights, and a kernel with one width a patch takes f for that width.
 
     Args:
         head_dim: K, the width of a query.
         trained_grid: the grid that the model is built for. It sets M, the variance floor and the distance clamp,
             and they stay what they are when the model later sees other grids.
         config: see ``LocAtConfig``.
+        embed_dim, num_heads: D and H of the attention, for ``variance="input"``.
     """
 
-    def __init__(self, head_dim: int, trained_grid: GridSize, config: LocAtConfig) -> None:
+    log_var: nn.Linear | None
+    log_alpha: nn.Linear | None
+
+    def __init__(
+        self,
+        head_dim: int,
+        trained_grid: GridSize,
+        config: LocAtConfig,
+        *,
+        embed_dim: int | None = None,
+        num_heads: int = 1,
+    ) -> None:
         super().__init__()
+        self.config = config
+        self.kernel = KERNELS[config.kernel]
+        self.num_widths = 1 if config.variance == "isotropic" else self.kernel.num_widths
         # The authors' names, so that checkpoints load in both directions; neither is a logarithm.
-        self.log_var = nn.Linear(head_dim, 2)
-        self.log_alpha = nn.Linear(head_dim, 1)
+        self.log_var = self.log_alpha = None
+        if config.variance == "input":
+            assert embed_dim is not None, "variance='input' needs the width of the attention's input"
+            self.log_var = nn.Linear(embed_dim, num_heads * self.num_widths)
+        elif isinstance(config.variance, str):
+            self.log_var = nn.Linear(head_dim, self.num_widths)
+        if config.alpha == "learned":
+            self.log_alpha = nn.Linear(head_dim, 1)
         self.trained_grid = tuple(trained_grid)
         self.variance_max = float(max(trained_grid) ** 2)
         self.variance_floor = (
             default_variance_floor(trained_grid) if config.variance_floor == "auto" else float(config.variance_floor)
         )
         self.distance_clamp = default_distance_clamp(trained_grid) if config.distance_clamp else None
-        self.variance_scaling = config.variance_scaling
-        self.starts_at_identity = config.start == "identity"
         self.reset_parameters()
 
     @torch.no_grad()
@@ -53,38 +75,85 @@ class GAug(nn.Module):
         With ``start="identity"`` the weights of alpha are 0, and alpha is 0 everywhere.
         """
         for linear in (self.log_var, self.log_alpha):
-            nn.init.trunc_normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
-        if self.starts_at_identity:
+            if linear is not None:
+                nn.init.trunc_normal_(linear.weight, std=0.02)
+                nn.init.zeros_(linear.bias)
+        if self.config.start == "identity" and self.log_alpha is not None:
             nn.init.zeros_(self.log_alpha.weight)
 
     def forward(
-        self, q: Float[Tensor, "B H N K"], grid_size: GridSize
-    ) -> tuple[Float[Tensor, "B H N h"], Float[Tensor, "B H N w"]]:
-        """The factors whose product is alpha times G (Eqs. 8-10), in at least float32.
+        self,
+        q: Float[Tensor, "B H N K"],
+        grid_size: GridSize,
+        *,
+        k: Float[Tensor, "B H N K"] | None = None,
+        x: Float[Tensor, "B N D"] | None = None,
+    ) -> tuple[Float[Tensor, "B H N h"], Float[Tensor, "B H N w"]] | Float[Tensor, "B H N N"]:
+        """alpha times G (Eqs. 8-10): its two factors, or where the kernel does not separate, itself.
+
+        In at least float32.
 
         Args:
             q: queries of the patches, after bias and q-norm, before rotation and scaling; no prefix tokens.
             grid_size: (h, w) of these patches.
+            k: their keys, for ``alpha="auto"``.
+            x: their tokens at the attention's input, for ``variance="input"``.
         """
         with torch.autocast(q.device.type, enabled=False):
-            variance, alpha = self.variance_and_alpha(q, grid_size)
-            variance = variance + self.variance_floor if self.variance_floor else variance
-            row_factor, column_factor = gaussian_factors(variance, grid_size, distance_clamp=self.distance_clamp)
+            variance, alpha = self.variance_and_alpha(q, grid_size, k=k, x=x)
+            if self.log_var is not None and self.variance_floor:
+                variance = variance + self.variance_floor
+            if self.kernel.factors is None:
+                assert self.kernel.values is not None
+                values = self.kernel.values(variance, grid_size, distance_clamp=self.distance_clamp)
+                return alpha[..., None] * values
+            if self.num_widths < self.kernel.num_widths:
+                variance = variance.expand(*variance.shape[:-1], self.kernel.num_widths)
+            row_factor, column_factor = self.kernel.factors(variance, grid_size, distance_clamp=self.distance_clamp)
+            if self.log_var is None:  # one table for all heads and images
+                column_factor = column_factor.expand(*q.shape[:-1], -1)
             return row_factor * alpha[..., None], column_factor
 
     def variance_and_alpha(
-        self, q: Float[Tensor, "B H N K"], grid_size: GridSize
-    ) -> tuple[Float[Tensor, "B H N 2"], Float[Tensor, "B H N"]]:
-        """Variance per axis (row, column) in patches² before the floor is added, and alpha."""
-        weight = torch.cat((self.log_var.weight, self.log_alpha.weight))
-        bias = torch.cat((self.log_var.bias, self.log_alpha.bias))
-        # half precision has no room for the exponents to come
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        logits = F.linear(q.to(dtype), weight.to(dtype), bias.to(dtype))
-        # three planes of patches: one copy here is cheaper than strided reading in what follows
-        logits = logits.mT.contiguous().mT
-        return self._bounded(logits[..., :2], self.variance_scale(grid_size)), self._positive(logits[..., 2])
+        self,
+        q: Float[Tensor, "B H N K"],
+        grid_size: GridSize,
+        *,
+        k: Float[Tensor, "B H N K"] | None = None,
+        x: Float[Tensor, "B N D"] | None = None,
+    ) -> tuple[Float[Tensor, "B H N W"], Float[Tensor, "B H N"]]:
+        """Variance (or width) before the floor is added, and alpha.
+
+        The variances are those of row and column in patches², W = 2; or one for both, W = 1. What is fixed is a view
+        of one number.
+        """
+        variance_logits, alpha_logits = self._logits(q, x)
+        scale = self.variance_scale(grid_size)
+        if variance_logits is None:
+            fixed = float(self.config.variance) * scale
+            variance = torch.tensor(fixed, dtype=_precise(q), device=q.device).expand(1, 1, 1, self.num_widths)
+        else:
+            variance = self._bounded(variance_logits, scale)
+        if alpha_logits is not None:
+            return variance, self._positive(alpha_logits)
+        if self.config.alpha == "auto":
+            assert k is not None, "alpha='auto' needs the keys"
+            return variance, mean_logit_size(q, k)
+        return variance, torch.ones((), dtype=_precise(q), device=q.device).expand(q.shape[:-1])
+
+    def _logits(self, q: Tensor, x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What the linear layers give, [B, H, N, W] and [B, H, N]; None where there is no layer."""
+        from_query = self.log_var is not None and self.config.variance != "input"
+        layers = [layer for layer in (self.log_var if from_query else None, self.log_alpha) if layer is not None]
+        logits = _linear(q, layers) if layers else q
+        variance_logits = logits[..., : self.num_widths] if from_query else None
+        if self.config.variance == "input":
+            assert x is not None
+            assert self.log_var is not None
+            # heads * W outputs of each token, head by head
+            by_head = _linear(x, [self.log_var]).unflatten(-1, (q.shape[1], self.num_widths))
+            variance_logits = by_head.transpose(1, 2)
+        return variance_logits, logits[..., -1] if self.log_alpha is not None else None
 
     def _bounded(self, variance_logits: Tensor, scale: float) -> Tensor:
         """scale * f of Eq. 5: between 0 and scale * M, f(0) = 1."""
@@ -94,22 +163,47 @@ class GAug(nn.Module):
     def _positive(self, alpha_logits: Tensor) -> Tensor:
         """Eq. 9; with the identity start shifted so that it begins at exactly 0 with a gradient."""
         alpha = F.softplus(alpha_logits)
-        if self.starts_at_identity:
+        if self.config.start == "identity":
             alpha = alpha - F.softplus(alpha_logits.new_zeros(()))
         return alpha
 
     def variance_scale(self, grid_size: GridSize) -> float:
         """Factor on the variance for another grid than the trained one: one for both axes."""
-        if self.variance_scaling == "none" or tuple(grid_size) == self.trained_grid:
+        if self.config.variance_scaling == "none" or tuple(grid_size) == self.trained_grid:
             return 1.0
         ratio = min(grid_size) / min(self.trained_grid)
-        return ratio if self.variance_scaling == "linear" else ratio**2
+        return ratio**self.kernel.width_exponent if self.config.variance_scaling == "area" else ratio
 
     def extra_repr(self) -> str:
         return (
+            f"kernel={self.config.kernel!r}, variance={self.config.variance!r}, alpha={self.config.alpha!r}, "
             f"trained_grid={self.trained_grid}, variance_max={self.variance_max:g}, "
             f"variance_floor={self.variance_floor:g}, distance_clamp={self.distance_clamp}"
         )
+
+
+def mean_logit_size(q: Float[Tensor, "B H N K"], k: Float[Tensor, "B H N K"]) -> Float[Tensor, "B H N"]:
+    """alpha_p = mean over t of |q_p| |k_t| / sqrt(K), over patches alone (Eqs. 13-19); in at least float32."""
+    q, k = q.to(_precise(q)), k.to(_precise(k))
+    return q.norm(dim=-1) * (k.norm(dim=-1).mean(dim=-1, keepdim=True) * q.shape[-1] ** -0.5)
+
+
+def _linear(x: Tensor, layers: list[nn.Linear]) -> Tensor:
+    """All outputs of the layers for x, side by side, in at least float32: half has no room for the exponents to come.
+
+    Each output is a plane of patches in memory: one copy here is cheaper than strided reading in what follows.
+    """
+    dtype = _precise(x)
+    weight, bias = (_joined([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    return F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype)).mT.contiguous().mT
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _precise(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def default_variance_floor(trained_grid: GridSize) -> float:

@@ -1,9 +1,10 @@
-"""Distance kernels (Eq. 8): how the locality bias falls with the distance of two patches."""
+"""Distance kernels (Eqs. 8, 20, 21): how the locality bias falls with the distance of two patches."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -32,13 +33,69 @@ def gaussian_factors(
         distance_clamp: cap of each axis' squared distance, in patches², or None for Eq. 8 as printed.
     """
     exponent_scale = -0.5 / variance
-    make: Callable[..., tuple[Tensor, Tensor]] = _kept_squared_distances
-    if torch.compiler.is_compiling() or type(variance) is not Tensor:
-        make = _squared_distances  # what is only traced must not stay
-    tables = make(grid_size, distance_clamp, variance.dtype, variance.device)
+    tables = _tables(variance, grid_size, distance_clamp)
     # in place: the product itself is needed by nobody
     row_factor, column_factor = ((exponent_scale[..., axis, None] * table).exp_() for axis, table in enumerate(tables))
     return row_factor, column_factor
+
+
+def laplace(
+    width: Float[Tensor, "*B N 1"], grid_size: GridSize, *, distance_clamp: float | None = None
+) -> Float[Tensor, "*B N N"]:
+    """The Laplace kernel, G_pt = exp(-dist_pt / λ_p) (Eq. 20); dist is the Euclidean distance. It does not separate.
+
+    Args:
+        width: λ of each patch, in patches, > 0.
+        grid_size: (h, w), h * w = N.
+        distance_clamp: cap of each axis' squared distance, in patches², or None for the equation as printed.
+    """
+    return torch.exp(-_distance(width, grid_size, distance_clamp) / width)
+
+
+def inverse_distance(
+    width: Float[Tensor, "*B N 1"], grid_size: GridSize, *, distance_clamp: float | None = None
+) -> Float[Tensor, "*B N N"]:
+    """The inverse-distance kernel, G_pt = 1 / (1 + dist_pt / γ_p) (Eq. 21); as ``laplace``, with γ its width."""
+    return 1 / (1 + _distance(width, grid_size, distance_clamp) / width)
+
+
+@dataclass(frozen=True)
+class DistanceKernel:
+    """One kernel G.
+
+    Attributes:
+        num_widths: widths a patch has: 2, for rows and columns apart, or 1.
+        width_exponent: the width's unit is patches to this power.
+        factors: its two factors, where it separates: widths to [*B, N, h] and [*B, N, w].
+        values: itself, where it does not: widths to [*B, N, N].
+    """
+
+    num_widths: int
+    width_exponent: int
+    factors: Callable[..., tuple[Tensor, Tensor]] | None = None
+    values: Callable[..., Tensor] | None = None
+
+
+KERNELS: dict[str, DistanceKernel] = {
+    "gaussian": DistanceKernel(num_widths=2, width_exponent=2, factors=gaussian_factors),
+    "laplace": DistanceKernel(num_widths=1, width_exponent=1, values=laplace),
+    "inverse_distance": DistanceKernel(num_widths=1, width_exponent=1, values=inverse_distance),
+}
+"""The only list: the values of ``LocAtConfig.kernel``."""
+
+
+def _distance(like: Tensor, grid_size: GridSize, clamp: float | None) -> Float[Tensor, "N N"]:
+    """The Euclidean distance of every two patches, in patches."""
+    rows, columns = _tables(like, grid_size, clamp)
+    return (rows[:, :, None] + columns[:, None, :]).flatten(1).sqrt()
+
+
+def _tables(like: Tensor, grid_size: GridSize, clamp: float | None) -> tuple[Tensor, Tensor]:
+    """``_squared_distances`` in the precision and on the device of ``like``, kept for the next call."""
+    make: Callable[..., tuple[Tensor, Tensor]] = _kept_squared_distances
+    if torch.compiler.is_compiling() or type(like) is not Tensor:
+        make = _squared_distances  # what is only traced must not stay
+    return make(grid_size, clamp, like.dtype, like.device)
 
 
 def _squared_distances(

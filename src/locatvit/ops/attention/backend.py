@@ -79,7 +79,8 @@ def gaug_attention(
         q, k, v: L = num_prefix_tokens + N tokens, the prefix first, then the patches row by row.
         row_factor, column_factor: any two factors, e.g. alpha times the Gaussian's (Eqs. 8, 9). N = h * w.
         num_prefix_tokens: [CLS], registers and the like.
-        attn_bias: a further additive term, broadcastable to [B, H, L, L]; -inf excludes a pair.
+        attn_bias: a further additive term, broadcastable to [B, H, L, L]; -inf excludes a pair. Of B images in
+            windows it may have as many as one image has windows: it is then repeated.
         scale: of the dot products, 1/sqrt(K) by default.
         dropout_p: probability of dropping an attention weight.
         backend: a name of ``BACKENDS``, or ``"auto"``.
@@ -90,6 +91,9 @@ def gaug_attention(
     grid_size = (row_factor.shape[-1], column_factor.shape[-1])
     _check_shapes(q, row_factor, column_factor, num_prefix_tokens)
     check_grid(grid_size, q.shape[-2] - num_prefix_tokens, num_prefix_tokens)
+    if attn_bias is not None:
+        _check_bias(q, attn_bias)
+        attn_bias = attn_bias[(None,) * (4 - attn_bias.ndim)]
     request = Request(
         q.device.type, q.dtype, q.shape[-1], q.shape[-2], num_prefix_tokens, grid_size,
         attn_bias is not None, dropout_p, torch.is_grad_enabled(),
@@ -127,3 +131,14 @@ def _check_shapes(q: Tensor, row_factor: Tensor, column_factor: Tensor, num_pref
                 f"{name} has shape {tuple(factor.shape)} but q has {tuple(q.shape)} and {num_prefix_tokens} prefix "
                 f"tokens; it must be {expected} and one axis of the grid: a factor a patch, none for prefix tokens"
             )
+
+
+def _check_bias(q: Tensor, attn_bias: Tensor) -> None:
+    batch, num_heads, num_tokens, _ = q.shape
+    images, *rest = (1,) * (4 - attn_bias.ndim) + tuple(attn_bias.shape)
+    fits = all(size in (1, whole) for size, whole in zip(rest, (num_heads, num_tokens, num_tokens), strict=False))
+    if attn_bias.ndim > 4 or not fits or batch % images:
+        raise LocAtError(
+            f"attn_bias has shape {tuple(attn_bias.shape)}; it must broadcast to [B, H, L, L], which is "
+            f"{(batch, num_heads, num_tokens, num_tokens)}, or B be a multiple of its first size"
+        )

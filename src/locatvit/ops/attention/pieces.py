@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,23 @@ class _Piece:
     def with_heads(self, logits: Tensor) -> Tensor:
         """[b * h, queries, L] as [b, h, queries, L]."""
         return logits.unflatten(0, (-1, self.heads.stop - self.heads.start))
+
+    def with_bias(self, logits: Tensor, attn_bias: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits [b, h, queries, L], and the bias that is theirs and broadcasts to them.
+
+        In as many parts as it takes: a bias of fewer images comes again and again.
+        """
+        logits, period = self.with_heads(logits), attn_bias.shape[0]
+        if period == 1:
+            yield logits, self.of_queries(attn_bias)
+            return
+        start = self.images.start
+        while start < self.images.stop:
+            first = start % period
+            stop = min(self.images.stop, start - first + period)
+            of_bias = replace(self, images=slice(first, first + stop - start))
+            yield logits[start - self.images.start : stop - self.images.start], of_bias.of_queries(attn_bias)
+            start = stop
 
     def of_patches(self, logits: Tensor, grid_size: tuple[int, int]) -> Tensor:
         """The view [b, h, n, grid height, grid width] of logits in which query and key are patches."""
@@ -159,7 +176,8 @@ def _weights(
     patches = piece.of_patches(logits, (row.shape[-1], column.shape[-1]))
     torch.mul(piece.of_factor(row)[..., :, None], piece.of_factor(column)[..., None, :], out=patches)
     if attn_bias is not None:
-        piece.with_heads(logits).add_(piece.of_queries(attn_bias))
+        for part, bias in piece.with_bias(logits, attn_bias):
+            part.add_(bias)
     _write_logits(logits, _pairs(piece.of_queries(q)), _pairs(piece.of_keys(k)), alpha=scale, add=True)
     in_memory, keys = _in_memory_order(logits)
     torch.softmax(in_memory, keys, out=in_memory)
@@ -210,8 +228,8 @@ def backward(
         grad_logits = _products_backward(piece, weights, grad_out, (q, k, v), grads[:3], row, scale)
         _factors_backward(piece, grad_logits, weights, (row, column), grads[3:])
         if needs_grad_bias:
-            part = piece.of_queries(grad_bias)
-            part += piece.with_heads(grad_logits).sum_to_size(part.shape)
+            for part, grad in piece.with_bias(grad_logits, grad_bias):
+                grad += part.sum_to_size(grad.shape)
     return [*(grad.to(q.dtype) for grad in grads[:3]), *grads[3:], grad_bias]
 
 

@@ -19,6 +19,13 @@ def supplement(
     return F.pad(dense, (num_prefix_tokens, 0, num_prefix_tokens, 0))
 
 
+def repeated(attn_bias: Tensor, batch: int) -> Tensor:
+    """``attn_bias`` for ``batch`` images: one that has fewer, but more than one, comes again and again."""
+    if attn_bias.ndim < 4 or attn_bias.shape[0] in (1, batch):
+        return attn_bias
+    return attn_bias.repeat(batch // attn_bias.shape[0], 1, 1, 1)
+
+
 def attention_weights(
     q: Float[Tensor, "B H L K"],
     k: Float[Tensor, "B H L K"],
@@ -39,7 +46,7 @@ def attention_weights(
     if row_factor is not None and column_factor is not None:
         attn_logits = attn_logits + supplement(row_factor, column_factor, num_prefix_tokens).to(dtype)
     if attn_bias is not None:
-        attn_logits = attn_logits + attn_bias.to(dtype)
+        attn_logits = attn_logits + repeated(attn_bias, len(q)).to(dtype)
     return attn_logits.softmax(dim=-1)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locatvit.ops.attention.pieces import PiecewiseAttention
-from locatvit.ops.attention.reference import supplement
+from locatvit.ops.attention.reference import repeated, supplement
 
 
 def run(
@@ -30,5 +30,5 @@ def run(
         return PiecewiseAttention.apply(q, k, v, row_factor, column_factor, attn_bias, num_prefix_tokens, scale)
     attn_mask = supplement(row_factor, column_factor, num_prefix_tokens).to(q.dtype)
     if attn_bias is not None:
-        attn_mask = attn_mask + attn_bias.to(q.dtype)
+        attn_mask = attn_mask + repeated(attn_bias, len(q)).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale, dropout_p=dropout_p)
