@@ -19,7 +19,7 @@ from locatvit.layers import LocalityAttention
 SMALL = {"img_size": (24, 40), "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
 GRID = (3, 5)
 MODELS: dict[str, dict[str, Any]] = {
-    "plain": {"plain": True},
+    "plain": {"name": "vit_tiny_patch16_224"},
     "locat": {},
     "registers": {"reg_tokens": 4},
     "no class token": {"class_token": False, "global_pool": "avg"},
@@ -27,12 +27,20 @@ MODELS: dict[str, dict[str, Any]] = {
     "one layer": {"locat": LocAtConfig(layers=(1,))},
     "as printed": {"locat": LocAtConfig(variance_floor=0.0, distance_clamp=False)},
 }
+OTHER_MODELS: dict[str, dict[str, Any]] = {
+    "plain rotary": {"name": "vit_tiny_patch16_rope_mixed_224"},
+    "rotary": {"name": "locatvit_tiny_rope_mixed"},
+    "plain Jumbo": {"name": "jumbo_tiny"},
+    "Jumbo": {"name": "locatjumbo_tiny"},
+    "laplace": {"locat": LocAtConfig(kernel="laplace")},
+    "automatic scaling": {"locat": LocAtConfig(alpha="auto", variance="input")},
+}
+"""Those that are compared with what comes out of their attention alone."""
 
 
 def make(name: str, **more: Any) -> nn.Module:
-    kwargs = {**SMALL, **MODELS[name], **more}
-    host = "vit_tiny_patch16_224" if kwargs.pop("plain", False) else "locatvit_tiny"
-    model = locatvit.create_model(host, **kwargs).double().eval()
+    kwargs = {**SMALL, **{**MODELS, **OTHER_MODELS}[name], **more}
+    model = locatvit.create_model(kwargs.pop("name", "locatvit_tiny"), **kwargs).double().eval()
     with torch.no_grad():  # alpha and variance far from their first, equal values
         for key, value in model.named_parameters():
             if ".gaug." in key:
@@ -89,7 +97,7 @@ def test_rows_sum_to_one(name: str) -> None:
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *OTHER_MODELS])
 def test_maps_rebuild_what_the_fused_attention_gives(name: str) -> None:
     model, batch = make(name), images()
     seen = watch(model)

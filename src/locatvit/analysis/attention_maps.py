@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from locatvit.errors import LocAtError
 from locatvit.grid import GridSize
-from locatvit.layers.attention import LocalityAttention, projections
+from locatvit.layers.attention import LocalityAttention, additive
 from locatvit.ops.attention import reference
 
 
@@ -54,10 +57,10 @@ class AttentionMaps:
 def attention_maps(
     model: nn.Module, images: Float[Tensor, "B C height width"], layers: Sequence[int] | None = None
 ) -> AttentionMaps:
-    """Attention weights of a timm ViT, with LocAt or without.
+    """Attention weights of a timm ViT, with LocAt or without: plain, with registers or rotary positions, Jumbo.
 
     Args:
-        model: a model with ``blocks``, each with an ``attn`` of one qkv projection.
+        model: a model with ``blocks``, each with an ``attn`` of all tokens.
         images: normalised as the model expects.
         layers: block indices, negative ones from the end; None for all. One block keeps B H L² numbers.
 
@@ -69,40 +72,73 @@ def attention_maps(
     wanted = range(depth) if layers is None else layers
     if not all(-depth <= layer < depth for layer in wanted):
         raise LocAtError(f"layers is {list(wanted)}; the model's blocks are numbered 0 to {depth - 1}")
-    weights: dict[int, Tensor] = {}
-
-    def keep(index: int) -> Any:
-        def hook(attention: nn.Module, args: tuple[Tensor, ...]) -> None:
-            weights[index] = _weights(attention, args[0])
-
-        return hook
-
-    handles = [attentions[i % depth].register_forward_pre_hook(keep(i % depth)) for i in wanted]
     modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        model(images)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        maps = {i % depth: stack.enter_context(_taken(attentions[i % depth])) for i in wanted}
+        try:
+            model.eval()
+            model(images)
+        finally:
+            for module, mode in modes:
+                module.training = mode
     host = cast(Any, model)
-    return AttentionMaps(weights, host.num_prefix_tokens, host.patch_embed.dynamic_feat_size(images.shape[-2:]))
+    grid_size = host.patch_embed.dynamic_feat_size(images.shape[-2:])
+    return AttentionMaps({index: found[0] for index, found in maps.items()}, host.num_prefix_tokens, grid_size)
 
 
 def _attentions(model: nn.Module) -> list[nn.Module]:
     attentions: list[Any] = [getattr(block, "attn", None) for block in getattr(model, "blocks", [])]
-    if not attentions or not all(hasattr(attention, "qkv") for attention in attentions):
+    if not attentions or not all(
+        isinstance(attention, LocalityAttention) or hasattr(attention, "fused_attn") for attention in attentions
+    ):
         raise LocAtError(
-            f"attention_maps cannot read {type(model).__name__}; it needs blocks whose attn has one qkv "
-            "projection, as timm's ViTs have"
+            f"attention_maps cannot read {type(model).__name__}; it needs blocks whose attn runs torch's fused "
+            "attention on all tokens, as timm's ViTs do"
         )
     return attentions
 
 
-def _weights(attention: nn.Module, x: Tensor) -> Tensor:
-    if isinstance(attention, LocalityAttention):
-        return attention.attention_weights(x)
-    q, k, _ = projections(attention, x)
-    return reference.attention_weights(q, k, None, None, num_prefix_tokens=0)
+@contextmanager
+def _taken(attention: Any) -> Iterator[list[Tensor]]:
+    """Within it, every call of the attention leaves its weights in the list."""
+    found: list[Tensor] = []
+
+    def take(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if isinstance(module, LocalityAttention):
+            found.append(module.attention_weights(*args, **kwargs))
+            return
+        fused, module.fused_attn = module.fused_attn, True
+        try:
+            with _TakeFused(found):
+                # not the module: this hook would be called again
+                type(module).forward(module, *args, **kwargs)
+        finally:
+            module.fused_attn = fused
+
+    handle = attention.register_forward_pre_hook(take, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+class _TakeFused(TorchFunctionMode):
+    """Computes the weights of each call of torch's fused attention, whatever a host has done to q and k before."""
+
+    def __init__(self, found: list[Tensor]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            self.found.append(_weights(*args, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def _weights(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *, scale: float | None = None, **_: Any
+) -> Tensor:
+    """Of the arguments of torch's fused attention; no dropout, no causal mask in evaluation."""
+    return reference.attention_weights(
+        q, k, None, None, num_prefix_tokens=0, attn_bias=additive(attn_mask, q), scale=scale
+    )
