@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from locatvit.config import LocAtConfig
 from locatvit.errors import LocAtError, near_matches
@@ -45,14 +45,29 @@ _HOSTS: dict[str, tuple[str, str]] = {
     **{f"locatjumbo_{size}": ("jumbo", size) for size in ("tiny", "base")},
 }
 
-# (protocol, data set) to the columns that hold it in Table 1, Table 5 and Table 3
+# (protocol, data set) to the columns that hold it; where a table has both sizes, without the size
 _COLUMNS: dict[tuple[str, str], dict[str, str]] = {
-    ("classification", "imagenet"): {"table1_main": "imagenet_top1", "table5_ablation": "imagenet"},
-    ("classification", "mini_imagenet"): {"table3_small": "mini_imagenet"},
+    ("classification", "imagenet"): {
+        "table1_main": "imagenet_top1",
+        "table5_ablation": "imagenet",
+        "table8_kernels": "imagenet",
+    },
+    ("classification", "mini_imagenet"): {
+        "table3_small": "mini_imagenet",
+        "table7_attention_ablation": "mini_imagenet",
+    },
     ("classification", "cifar100"): {"table3_small": "cifar100"},
-    ("locat", "ade20k"): {"table1_main": "ade20k_miou", "table5_ablation": "ade20k"},
-    ("locat", "pascal_context"): {"table1_main": "pascal_context_miou", "table5_ablation": "pascal_context"},
-    ("locat", "coco_stuff"): {"table1_main": "coco_stuff_miou", "table5_ablation": "coco_stuff"},
+    ("locat", "ade20k"): {"table1_main": "ade20k_miou", "table5_ablation": "ade20k", "table8_kernels": "ade20k"},
+    ("locat", "pascal_context"): {
+        "table1_main": "pascal_context_miou",
+        "table5_ablation": "pascal_context",
+        "table8_kernels": "pascal_context",
+    },
+    ("locat", "coco_stuff"): {
+        "table1_main": "coco_stuff_miou",
+        "table5_ablation": "coco_stuff",
+        "table8_kernels": "coco_stuff",
+    },
 }
 # other names under which the same data are opened
 _SAME_DATA = {
@@ -62,12 +77,22 @@ _SAME_DATA = {
     **dict.fromkeys(("hfds/cifar100", "hfds/uoft-cs/cifar100", "torch/cifar100"), "cifar100"),
 }
 _METRICS = {"classification": "top1", "locat": "miou"}
-_ABLATION_ROWS = {
-    (False, False): "vit",
-    (True, False): "vit+gaug",
-    (False, True): "vit+prr",
-    (True, True): "locatvit",
-}
+_PLAIN: dict[str, Any] = {"gaug": False, "prr": False}
+# how LocAt's settings differ from the default, and the row of that variant; of Table 7's fixed widths the paper does
+# not tell the constants
+_VARIANTS: tuple[tuple[dict[str, Any], PaperTable, str], ...] = (
+    ({"prr": False}, "table5_ablation", "vit+gaug"),
+    ({"gaug": False}, "table5_ablation", "vit+prr"),
+    ({**_PLAIN, "position_embedding": False}, "table5_ablation", "vit-pe"),
+    ({"position_embedding": False}, "table5_ablation", "locatvit-pe"),
+    ({**_PLAIN, "pooling": "avg"}, "table5_ablation", "vit+gap"),
+    ({"variance": "input"}, "table7_attention_ablation", "variance_from_input"),
+    ({"variance": "isotropic"}, "table7_attention_ablation", "isotropic"),
+    ({"alpha": "none"}, "table7_attention_ablation", "no_scaling"),
+    ({"alpha": "auto"}, "table7_attention_ablation", "auto_scaling"),
+    ({"kernel": "inverse_distance"}, "table8_kernels", "inverse_distance"),
+    ({"kernel": "laplace"}, "table8_kernels", "laplace"),
+)
 # how a model may be built and still be the paper's: what is not listed makes it another one
 _NEUTRAL_ARGUMENTS = {"num_classes", "drop_path_rate", "dynamic_img_size"}
 
@@ -147,10 +172,9 @@ def paper_figure(result: Result) -> PaperFigure | None:
     data = str(result.data.get("name"))
     columns = _COLUMNS.get((result.protocol, _SAME_DATA.get(data, data)))
     host = _paper_host(result)
-    parts = _paper_parts(result.model.get("locat"))
-    if columns is None or host is None or parts is None or result.data.get("split") == "train":
+    if columns is None or host is None or result.data.get("split") == "train":
         return None
-    place = _place(columns, host, parts)
+    place = _place(columns, host, _changes(result.model.get("locat")))
     if place is None:
         return None
     table, row, column = place
@@ -159,18 +183,19 @@ def paper_figure(result: Result) -> PaperFigure | None:
 
 
 def _place(
-    columns: Mapping[str, str], host: tuple[str, str], parts: tuple[bool, bool]
+    columns: Mapping[str, str], host: tuple[str, str], changes: Mapping[str, Any]
 ) -> tuple[PaperTable, Row, str] | None:
     """Where the paper would print the experiment: (table, row, column)."""
     method, size = host
-    whole = parts[0] == parts[1]
-    if "table3_small" in columns:
-        suffix = "locatvit" if parts[0] else "vit"
-        return ("table3_small", (size,), f"{columns['table3_small']}_{suffix}") if whole and method == "vit" else None
-    if whole:
-        return "table1_main", (size, method, "yes" if parts[0] else "no"), columns["table1_main"]
-    if method == "vit":
-        return "table5_ablation", (_ABLATION_ROWS[parts],), f"{size}_{columns['table5_ablation']}"
+    if changes in ({}, _PLAIN):
+        if "table1_main" in columns:
+            return "table1_main", (size, method, "no" if changes else "yes"), columns["table1_main"]
+        column = f"{columns['table3_small']}_{'vit' if changes else 'locatvit'}"
+        return ("table3_small", (size,), column) if method == "vit" else None
+    for variant, table, row in _VARIANTS:
+        if changes == variant and method == "vit" and table in columns:
+            parts = (columns[table], size) if table == "table7_attention_ablation" else (size, columns[table])
+            return table, (row,), "_".join(parts)
     return None
 
 
@@ -189,12 +214,9 @@ def _paper_host(result: Result) -> tuple[str, str] | None:
     return ("regvit", host[1]) if registers and host[0] == "vit" else host
 
 
-def _paper_parts(locat: Mapping[str, Any] | None) -> tuple[bool, bool] | None:
-    """(GAug, PRR) of a model; None where another setting is not the paper's."""
+def _changes(locat: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How LocAt's settings differ from the default in what the results depend on; a plain model has no part of it."""
     if locat is None:
-        return False, False
+        return _PLAIN
     usual = asdict(LocAtConfig())
-    chosen = {**usual, **locat}
-    if any(chosen[name] != usual.get(name) for name in chosen if name not in ("gaug", "prr", "backend")):
-        return None
-    return cast(bool, chosen["gaug"]), cast(bool, chosen["prr"])
+    return {name: value for name, value in locat.items() if name != "backend" and value != usual.get(name)}
