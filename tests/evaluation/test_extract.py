@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from locatvit import add_locat
 from locatvit.errors import LocAtError
 from locatvit.evaluation.extract import accept_any_size, extract_features, frozen, frozen_features
 
@@ -202,6 +203,7 @@ ANY_SIZE = {
     **{case: (case, {}) for case in ("plain", "registers", "no class token", "registers only", "distilled")},
     "no position embedding": ("plain", {"pos_embed": "none"}),
     "positions without class token": ("registers", {"no_embed_class": True}),
+    "mixed rotary": ("rotary", {}),
 }
 
 
@@ -244,7 +246,24 @@ def test_a_convnet_already_takes_any_size():
     assert extract_features(model, torch.zeros(1, 3, 70, 33)).grid_size == (3, 2)
 
 
-@pytest.mark.parametrize("make", [make_swin, lambda: make_vit("rotary")], ids=["swin", "rotary"])
-def test_a_model_that_holds_more_to_one_size_is_refused(make):
+@pytest.mark.parametrize("locat", [False, True], ids=["swin", "locatswin"])
+@pytest.mark.parametrize("size", [(96, 160), (130, 75), (224, 96)], ids=str)
+def test_any_size_of_swin_is_as_if_created_so(locat, size):
+    model, dynamic = make_swin(), make_swin(strict_img_size=False)
+    if locat:
+        add_locat(model), add_locat(dynamic)
+    dynamic.load_state_dict(model.state_dict())
+    dynamic.patch_embed.dynamic_img_pad = True
+    images = torch.randn(2, 3, *size)
+    own = model(images) if size == (96, 160) else None
+    accept_any_size(model)
+    with frozen(model), frozen(dynamic):
+        assert torch.equal(model(images), dynamic(images))
+        assert extract_features(model, images).grid_size == tuple(-(-side // 32) for side in size)
+    if own is not None:
+        assert torch.equal(model(images), own)
+
+
+def test_a_model_that_holds_a_table_to_one_size_is_refused():
     with pytest.raises(LocAtError, match="cannot be switched to other image sizes; create it with"):
-        accept_any_size(make())
+        accept_any_size(timm.create_model("vit_small_patch16_rope_224", img_size=SIZE, depth=2))

@@ -99,35 +99,46 @@ def frozen(model: AnyModule) -> Iterator[AnyModule]:
 
 
 def accept_any_size(model: AnyModule) -> AnyModule:
-    """Let a timm ViT that was made for one image size take every size, in place; returns the model.
+    """Let a timm ViT or Swin that was made for one image size take every size, in place; returns the model.
 
     After it the model is as if created with ``dynamic_img_size=True, dynamic_img_pad=True``: positions are
-    resampled bicubically at each forward, and an image whose size is no multiple of the patch is padded with
-    zeros at its right and lower edge, as in the paper's protocol. No weight changes, nor does the output at
-    the model's own size. A model that is dynamic already learns to pad; one of no fixed size (a ConvNet)
-    is returned as it is.
+    resampled bicubically at each forward (mixed rotary ones computed, Swin's masks made anew), and an image whose
+    size is no multiple of the patch is padded with zeros at its right and lower edge, as in the paper's protocol. No
+    weight changes, nor does the output at the model's own size. A model that is dynamic already learns to pad; one
+    of no fixed size (a ConvNet) is returned as it is.
 
     Raises:
-        LocAtError: the model holds more than its positions to one size (rotary tables, Swin's windows).
+        LocAtError: the model holds more than that to one size (tables of rotary positions).
     """
     patch_embed: Any = getattr(model, "patch_embed", None)
     resamples = hasattr(model, "dynamic_img_size") and hasattr(model, "_pos_embed")
     if not resamples and not getattr(patch_embed, "strict_img_size", False):
         return model
     switches = ("strict_img_size", "flatten", "output_fmt", "dynamic_img_pad")
-    can_switch = resamples and all(hasattr(patch_embed, name) for name in switches)
-    if can_switch and getattr(model, "rope", None) is not None:
-        can_switch = bool(cast(Any, model).dynamic_img_size)
-    if not can_switch:
+    in_windows = [module for module in model.modules() if hasattr(module, "dynamic_mask")]
+    can_switch = (resamples or in_windows) and all(hasattr(patch_embed, name) for name in switches)
+    if not can_switch or not _rotates_any_grid(model):
         raise LocAtError(
             f"{type(model).__name__} cannot be switched to other image sizes; create it with "
             "dynamic_img_size=True (Swin: strict_img_size=False), or resize the images"
         )
     cast(Any, model).dynamic_img_size = True
+    for block in in_windows:
+        cast(Any, block).dynamic_mask = True
     patch_embed.strict_img_size, patch_embed.flatten, patch_embed.dynamic_img_pad = False, False, True
     # timm's own enumeration, reached without importing timm
     patch_embed.output_fmt = type(patch_embed.output_fmt)("NHWC")
     return model
+
+
+def _rotates_any_grid(model: Any) -> bool:
+    """Whether rotary positions, if there are any, are computed for the grid that is asked for, or a kept table."""
+    rope = getattr(model, "rope", None)
+    if rope is None or model.dynamic_img_size:
+        return True
+    another = (1, model.patch_embed.num_patches + 1)
+    with torch.no_grad():
+        return bool(rope.get_embed(another).shape[-2] == another[1])
 
 
 def _options(model: nn.Module) -> set[str]:
