@@ -353,3 +353,122 @@ def test_digest_tells_weights_apart() -> None:
         model.head.bias[0] += 1e-6
     assert weights_digest(model) != weights_digest(small())
     assert weights_digest(small().bfloat16()) != weights_digest(small())
+
+
+SHARED = 4  # weights and biases of Jumbo's MLP for its wide token
+
+
+def jumbo(seed: int = 0, **kwargs: object) -> nn.Module:
+    torch.manual_seed(seed)
+    return locatvit.add_locat(plain_jumbo(seed, **kwargs))
+
+
+def plain_jumbo(seed: int = 0, **kwargs: object) -> nn.Module:
+    torch.manual_seed(seed)
+    model = locatvit.create_model("jumbo_tiny", **{**SMALL, **kwargs})
+    nn.init.normal_(model.head.weight)
+    return model
+
+
+def names_in(path: Path) -> list[str]:
+    return list(load_file(path)) if path.suffix == ".safetensors" else list(torch.load(path)["state_dict"])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_shared_tensor_is_written_once_and_loads_under_all_names(tmp_path: Path, suffix: str) -> None:
+    model, other = jumbo(), jumbo(seed=1)
+    assert not same(model, other)
+    path = save_checkpoint(model, tmp_path / f"jumbo{suffix}")
+    bytes_of_all = sum(parameter.numel() for parameter in model.parameters()) * 4
+    assert bytes_of_all < path.stat().st_size < bytes_of_all + 60_000  # of each name an entry, too
+    assert same(load_checkpoint(other, path), model)
+    assert other.blocks[1].jumbo_mlp is other.jumbo_mlp
+    images = torch.randn(2, 3, 24, 24)
+    assert model.eval()(images).equal(other.eval()(images))
+
+
+def test_a_shared_tensor_has_its_owners_name_in_safetensors_and_every_name_for_timm(tmp_path: Path) -> None:
+    model = jumbo()
+    every = list(model.state_dict())
+    once = names_in(save_checkpoint(model, tmp_path / "jumbo.safetensors"))
+    assert set(every) - set(once) == {name for name in every if ".jumbo_mlp." in name}
+    assert len(every) - len(once) == 2 * SHARED
+    assert names_in(save_checkpoint(model, tmp_path / "jumbo.pth")) == every
+
+
+def test_sharing_by_parameter_alone(tmp_path: Path) -> None:
+    """Tied like a language model's embedding: one parameter in two modules; and no tie by equal values."""
+
+    def tied(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+        model[2].weight = model[0].weight
+        nn.init.zeros_(model[0].bias)
+        nn.init.zeros_(model[1].bias)
+        return model
+
+    path = save_checkpoint(tied(0), tmp_path / "tied.safetensors")
+    assert set(names_in(path)) == {"0.weight", "0.bias", "1.weight", "1.bias", "2.bias"}
+    assert same(load_checkpoint(tied(1), path), tied(0))
+    untied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    refused(untied, path, "missing 2.weight; unexpected nothing")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_file_with_every_name_apart_loads(tmp_path: Path, suffix: str) -> None:
+    """The authors' programs write the shared MLP out for every block."""
+    model, path = jumbo(), tmp_path / f"all{suffix}"
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    assert same(load_checkpoint(jumbo(seed=1), path), model)
+    for name in [name for name in state if name.startswith(("jumbo_mlp.", "blocks.0.jumbo_mlp."))]:
+        del state[name]  # any one name will do
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    assert same(load_checkpoint(jumbo(seed=1), path), model)
+
+
+def test_copies_of_a_shared_tensor_that_differ(tmp_path: Path) -> None:
+    state = {name: value.clone() for name, value in jumbo().state_dict().items()}
+    state["blocks.1.jumbo_mlp.fc1.bias"][3] += 1
+    save_file(state, tmp_path / "untied.safetensors")
+    refused(
+        jumbo(seed=1),
+        tmp_path / "untied.safetensors",
+        "jumbo_mlp.fc1.bias and blocks.1.jumbo_mlp.fc1.bias are one tensor in the model and differ in the file",
+    )
+
+
+def test_names_stay_strict_where_tensors_are_shared(tmp_path: Path) -> None:
+    path = save_checkpoint(jumbo(), tmp_path / "jumbo.safetensors")
+    state = load_file(path)
+    for name in [name for name in state if name.startswith("jumbo_mlp.fc1.")]:
+        del state[name]
+    save_file(state, tmp_path / "none.safetensors")
+    refused(jumbo(seed=1), tmp_path / "none.safetensors", r"missing \S*jumbo_mlp.fc1.weight, .* and 3 more; unexpected")
+    save_checkpoint(jumbo(depth=3), tmp_path / "deep.safetensors")
+    refused(jumbo(), tmp_path / "deep.safetensors", "missing nothing; unexpected blocks.2.")
+    save_checkpoint(jumbo(embed_dim=48), tmp_path / "wide.safetensors")
+    refused(jumbo(), tmp_path / "wide.safetensors", r"cls_token is \(1, 6, 48\) in the file")
+
+
+def test_jumbo_with_locat_and_without(tmp_path: Path) -> None:
+    """LocAt brings a norm of its own there."""
+    bare = save_checkpoint(plain_jumbo(), tmp_path / "plain.safetensors")
+    refused(jumbo(), bare, "missing .*; unexpected nothing. The file is of a plain model: load it first, then add_lo")
+    full = save_checkpoint(jumbo(), tmp_path / "locat.safetensors")
+    refused(plain_jumbo(), full, "unexpected .* The file is of a model with LocAt: call add_locat first")
+    model = locatvit.add_locat(load_checkpoint(plain_jumbo(seed=1), bare))
+    assert model.jumbo_mlp.fc1.weight.equal(plain_jumbo().jumbo_mlp.fc1.weight)
+
+
+def test_gate_of_an_identity_start_is_locats(tmp_path: Path) -> None:
+    path = save_checkpoint(plain(), tmp_path / "vit.safetensors")
+    refused(small(locat=LocAtConfig(start="identity")), path, "The file is of a plain model: load it first")
+
+
+def test_digest_of_shared_tensors() -> None:
+    assert weights_digest(jumbo()) == weights_digest(jumbo())
+    model = jumbo()
+    with torch.no_grad():
+        model.blocks[1].jumbo_mlp.fc2.bias[0] += 1e-6
+    assert weights_digest(model) != weights_digest(jumbo())

@@ -11,6 +11,7 @@ from tiny_run import CONFIG, NUM_CLASSES, ColourImages, EpochDataLoader, tiny_mo
 from torch import nn
 
 from locatvit.errors import LocAtError
+from locatvit.training.checkpoint import checkpoint_path, read_checkpoint
 from locatvit.training.classification import ClassificationLoss, evaluate_classifier, train_classifier
 from locatvit.training.config import ClassificationConfig
 from locatvit.training.loop import FitReport
@@ -150,3 +151,31 @@ def test_the_model_ends_with_the_averaged_weights_that_were_measured(tmp_path: P
     assert train(again).metrics == report.metrics
     assert starts == [0, report.updates]
     assert all(a.equal(b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+class TwiceTheSame(nn.Module):
+    """One layer under two names, as Jumbo has its MLP under thirteen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.second = nn.Linear(3, 3)
+        self.head = nn.Linear(3, NUM_CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(images.mean(dim=(2, 3))).relu()))
+
+
+def test_a_shared_tensor_is_averaged_once(tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        PLAIN, ema_decay=0.75, lr=0.1, weight_decay=0.0, checkpoint_every_updates=1, warmup_epochs=0.5
+    )
+    train_classifier(
+        TwiceTheSame(), EpochDataLoader(ColourImages(12), 6), val_loader(), config, tmp_path,
+        num_classes=NUM_CLASSES, accelerator=make_accelerator(),
+    )  # fmt: skip
+    first, second = (read_checkpoint(checkpoint_path(tmp_path, update)) for update in (1, 2))
+    for name, before in first["ema"].items():
+        assert before.equal(first["model"][name])
+        now = second["model"][name]
+        assert not now.equal(before), name
+        assert torch.allclose(second["ema"][name], 0.75 * before + 0.25 * now, atol=1e-6), name

@@ -30,6 +30,8 @@ _WEIGHTS_FILE = "model.safetensors"
 # Where training programs put the weights in a pickle, e.g. timm's; the averaged ones first.
 _STATE_DICT_KEYS = ("state_dict_ema", "state_dict", "model_ema", "model", "module")
 _METADATA_KEY = "locatvit"
+# What add_locat adds; the last two are Jumbo's, and of start="identity".
+_OF_LOCAT = re.compile(r"\.gaug\.|^norm_patches\.|(^|\.)(refinement|prr)\.gate$")
 # what torch raises on broken bytes, by experience: it runs them as a pickle until something does not hold
 _BROKEN = (
     RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
@@ -54,23 +56,37 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     """Write the weights to ``path`` atomically: safetensors, or for ``.pth`` and ``.pt`` what timm reads.
 
     A safetensors file also carries LocAt's configuration and the trained grid, which give the weights their
-    meaning.
+    meaning. A tensor that the model has under several names (Jumbo's shared MLP) is written once: in safetensors
+    under its shortest name, the one of the module that owns it, for all names to be filled from when it is loaded;
+    in a pickle under all of them, which there refer to one tensor.
 
     Raises:
         LocAtError: another ending, or the file cannot be written; what was there before stands.
     """
     path = Path(path)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    own = model.state_dict()
+    once = {names[0]: own[names[0]].detach().cpu().contiguous() for names in tied_names(own)}
     if path.suffix == ".safetensors":
         metadata = {_METADATA_KEY: json.dumps(asdict(_meaning(model))), "format": "pt"}
-        write_bytes(path, _in_order(save(state, metadata=metadata)))
+        write_bytes(path, _in_order(save(once, metadata=metadata)))
     elif path.suffix in (".pth", ".pt"):
+        owner = {name: names[0] for names in tied_names(own) for name in names}
         buffer = io.BytesIO()
-        torch.save({"state_dict": state}, buffer)
+        torch.save({"state_dict": {name: once[owner[name]] for name in own}}, buffer)
         write_bytes(path, buffer.getvalue())
     else:
         raise LocAtError(f"checkpoint {path} ends in {path.suffix!r}; use .safetensors, or .pth for timm's scripts")
     return path
+
+
+def tied_names(state: dict[str, Tensor]) -> list[tuple[str, ...]]:
+    """The names of each tensor of a state dict, the shortest path first; most have one name, tied ones several."""
+    tensors: dict[object, list[str]] = {}
+    for name, value in state.items():
+        # without memory (empty, or on the meta device) nothing can be shared
+        place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride()) if value.data_ptr() else name
+        tensors.setdefault(place, []).append(name)
+    return [tuple(sorted(names, key=lambda name: name.count("."))) for names in tensors.values()]
 
 
 def _in_order(content: bytes) -> bytes:
@@ -134,24 +150,30 @@ class Weights:
     def load_into(self, model: nn.Module) -> nn.Module:
         """Load strictly, in place; returns the model.
 
+        Of the names that are one tensor in the model, the file may have any: one, as ours, or all, as the authors'.
+
         Raises:
             LocAtError: keys, shapes or meaning differ (named, with the remedy where the cause is a common
                 one). The model is then as it was.
         """
-        _check_keys(model, self.state, self.path)
-        _check_shapes(model, self.state, self.path)
+        own = model.state_dict()
+        state = _filled_from_ties(own, self.state, self.path)
+        _check_keys(model, state, self.path)
+        _check_shapes(model, state, self.path)
         if self.meaning is not None:
             _check_meaning(_meaning(model), self.meaning, self.path)
-        model.load_state_dict(self.state, strict=True)
+        model.load_state_dict(state, strict=True)
         return model
 
 
 def weights_digest(model: nn.Module) -> str:
-    """16 hexadecimal digits of the SHA-256 of all weights, names and types included."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    """16 hexadecimal digits of the SHA-256 of all weights, each once, names and types included."""
+    digest, state = hashlib.sha256(), model.state_dict()
+    owners = {names[0] for names in tied_names(state)}
+    for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if name in owners:
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -225,6 +247,22 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def _filled_from_ties(own: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The file's state with every name of a tensor that it has under one of its names in the model."""
+    filled = dict(state)
+    for names in tied_names(own):
+        present = [name for name in names if name in state]
+        for name in present[1:]:
+            if not state[name].equal(state[present[0]]):
+                raise LocAtError(
+                    f"{path} does not fit: {present[0]} and {name} are one tensor in the model and differ in the "
+                    "file; give a file of a model that shares it"
+                )
+        if present:
+            filled.update(dict.fromkeys(names, state[present[0]]))
+    return filled
+
+
 def _check_keys(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """One message for all that differs, with the cause where it is a common one."""
     own = model.state_dict()
@@ -266,9 +304,9 @@ def _some(keys: list[str]) -> str:
 
 
 def _remedy(missing: list[str], unexpected: list[str]) -> str:
-    if missing and not unexpected and all(".gaug." in key for key in missing):
+    if missing and not unexpected and all(_OF_LOCAT.search(key) for key in missing):
         return "The file is of a plain model: load it first, then add_locat"
-    if unexpected and not missing and all(".gaug." in key for key in unexpected):
+    if unexpected and not missing and all(_OF_LOCAT.search(key) for key in unexpected):
         return "The file is of a model with LocAt: call add_locat first"
     return "Create the model with the settings that the checkpoint was trained with"
 

@@ -15,6 +15,9 @@ _EXAMPLES = """examples:
     locatvit train --model.name vit_tiny_patch16_224 ... --run_dir runs/vit_tiny
   GAug only:
     locatvit train --model.locat.prr false ...
+  the paper's Jumbo-Tiny, which learns from a teacher:
+    locatvit train --model.name locatjumbo_tiny --distillation.teacher deit3_base_patch16_224 \\
+        --distillation.normalisation student ...
   several GPUs:
     accelerate launch -m locatvit train ...
 A run that was stopped goes on by the same command; --resume never starts it anew.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from locatvit.recipes.run import (
     describe_data,
     describe_model,
 )
+from locatvit.recipes.teacher import TeacherPlan
 from locatvit.results import Result, environment
 from locatvit.training.checkpoint import Resume
 from locatvit.training.classification import evaluate_classifier, train_classifier
@@ -45,20 +47,24 @@ def train(run: TrainRun, resume: Resume = "auto") -> Result:
     if (ended := folder.ended(resume)) is not None:
         return ended
     plan = ModelPlan(run.model)
+    teacher_plan = None if run.distillation.teacher is None else TeacherPlan(run.distillation)
     batch_size = batch_share(run.training.batch_size, accelerator.num_processes)
     train_loader, val_loader = _loader(run, "train", batch_size), _loader(run, "val", _VAL_BATCH_SIZE)
     num_classes = train_loader.spec.num_classes
+    # before the seed, so that the student starts as it does without a teacher
+    distillation, taught = teacher_plan.build(run.augment, num_classes) if teacher_plan else (None, {})
     seed_everything(run.training.seed)
     model = plan.build(num_classes)
+    parts = {"model": run.model, "data": run.data, "augment": run.augment, **taught}
     report = train_classifier(
         model, train_loader, val_loader, run.training, run.run_dir,
-        num_classes=num_classes, accelerator=accelerator, resume=resume, on_start=folder.begin,
-        fingerprint=fingerprint(task="classification", model=run.model, data=run.data, augment=run.augment),
-        description=folder.name,
+        num_classes=num_classes, accelerator=accelerator, distillation=distillation, resume=resume,
+        on_start=folder.begin, fingerprint=fingerprint(task="classification", **parts), description=folder.name,
     )  # fmt: skip
     if accelerator.is_main_process:
         save_checkpoint(model, folder.weights)
     result = _result(run, model, val_loader, report.metrics, report.seconds, accelerator.device)
+    result = replace(result, model={**result.model, **taught})
     return folder.conclude(result, report)
 
 

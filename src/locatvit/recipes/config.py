@@ -10,7 +10,7 @@ from locatvit.config import LocAtConfig
 from locatvit.data.config import ClassificationAugment, SegmentationAugment
 from locatvit.errors import LocAtError
 from locatvit.evaluation.config import SegmentationConfig
-from locatvit.training.config import ClassificationConfig
+from locatvit.training.config import ClassificationConfig, DistillationConfig
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class TrainRun:
         data: which images.
         augment: what is done to them; image_size, crop_fraction, mean and std hold for validation too.
         training: length, optimiser, schedule, mixing.
+        distillation: a teacher to learn from in place of the labels.
     """
 
     run_dir: Path = Path("runs/train")
@@ -80,6 +81,7 @@ class TrainRun:
     data: DataConfig = field(default_factory=DataConfig)
     augment: ClassificationAugment = field(default_factory=ClassificationAugment)
     training: ClassificationConfig = field(default_factory=ClassificationConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from locatvit.errors import LocAtError
 from locatvit.training.batches import EpochBatches, EpochLoader
 from locatvit.training.checkpoint import Resume
 from locatvit.training.config import ClassificationConfig
+from locatvit.training.distillation import Distillation
 from locatvit.training.loop import FitReport, fit
 from locatvit.training.optim import adamw, triangular_schedule
 from locatvit.training.runtime import seed_everything
@@ -34,6 +35,7 @@ def train_classifier(
     *,
     num_classes: int,
     accelerator: Accelerator,
+    distillation: Distillation | None = None,
     resume: Resume = "auto",
     fingerprint: dict[str, Any] | None = None,
     on_start: Callable[[int], None] | None = None,
@@ -52,8 +54,9 @@ def train_classifier(
         run_dir: the run's folder.
         num_classes: C of the data.
         accelerator: from ``runtime.make_accelerator(config.precision)``.
+        distillation: a teacher to learn from, None to learn from the labels.
         resume: see ``checkpoint.Resume``.
-        fingerprint: what else a checkpoint must agree in (model, data); ``config`` is added here.
+        fingerprint: what else a checkpoint must agree in (model, data, teacher); ``config`` is added here.
         on_start: see ``fit``.
         description: for the progress bar.
 
@@ -65,7 +68,9 @@ def train_classifier(
     """
     seed_everything(config.seed, accelerator.process_index)
     model.to(accelerator.device)
-    objective = ClassificationLoss(config, num_classes)
+    if distillation is not None:
+        distillation.to(accelerator.device)
+    objective = ClassificationLoss(config, num_classes, distillation)
     updates_per_epoch = len(EpochBatches(train_loader, accelerator))
     num_updates = config.epochs * updates_per_epoch
     optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
@@ -106,13 +111,17 @@ class ClassificationLoss:
     Args:
         config: see there.
         num_classes: C of the data.
+        distillation: what takes the place of the labels, but for its ``label_weight``; it sees the mixed images.
     """
 
-    def __init__(self, config: ClassificationConfig, num_classes: int) -> None:
+    def __init__(
+        self, config: ClassificationConfig, num_classes: int, distillation: Distillation | None = None
+    ) -> None:
         from timm.data import Mixup
 
         self._num_classes = num_classes
         self._smoothing = config.label_smoothing
+        self._distillation = distillation
         self._mixup = None
         if config.mixes:
             self._mixup = Mixup(
@@ -128,14 +137,20 @@ class ClassificationLoss:
         """The batch's mean loss, in nats.
 
         Raises:
-            LocAtError: the model has another number of outputs than the data has classes.
+            LocAtError: the model, or the teacher, has another number of outputs than the data has classes.
         """
-        images, labels = batch
-        if self._mixup is None:
-            logits = self._logits(model, images)
-            return F.cross_entropy(logits, labels, label_smoothing=self._smoothing)
-        images, targets = self._mixup(images.clone(), labels)  # Mixup writes into its images
-        return F.cross_entropy(self._logits(model, images), targets)
+        images, targets = batch
+        if self._mixup is not None:
+            images, targets = self._mixup(images.clone(), targets)  # Mixup writes into its images
+        logits = self._logits(model, images)
+        if self._distillation is None:
+            return self._label_loss(logits, targets)
+        loss, weight = self._distillation(logits, images), self._distillation.config.label_weight
+        return loss if weight == 0 else (1 - weight) * loss + weight * self._label_loss(logits, targets)
+
+    def _label_loss(self, logits: Float[Tensor, "B C"], targets: Tensor) -> Float[Tensor, ""]:
+        # Mixup's targets are smooth already
+        return F.cross_entropy(logits, targets, label_smoothing=self._smoothing if self._mixup is None else 0.0)
 
     def check_batch(self, batch: tuple[Tensor, Tensor]) -> None:
         """Raise ``LocAtError`` for labels outside the classes, or an odd batch where images are paired."""
@@ -219,7 +234,8 @@ def _scores(model: nn.Module, images: Tensor, labels: Tensor, accelerator: Accel
 def _moving_average(model: nn.Module, config: ClassificationConfig) -> Any | None:
     from timm.utils import ModelEmaV3
 
-    return None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay)
+    # its other way goes by names, and would average a tensor with several of them (Jumbo's MLP) several times
+    return None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, exclude_buffers=True)
 
 
 def _fingerprint(config: ClassificationConfig) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from locatvit.errors import LocAtError
 
 Precision = Literal["no", "bf16", "fp16"]
 """Arithmetic: ``"no"`` is float32; the others are autocast, fp16 with a gradient scaler (GPU only)."""
+
+Normalisation = Literal["teacher", "student"]
+"""Whose mean and standard deviation the images of a teacher have."""
 
 FLOOR_LR = 1e-7
 """Where the triangular schedule starts and ends."""
@@ -108,6 +111,57 @@ class ClassificationConfig:
             raise LocAtError(
                 f"batch_size is {self.batch_size}; Mixup and CutMix pair the images of a batch, so it must "
                 "be even; change it, or set mixup and cutmix to 0"
+            )
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """A trained classifier, the teacher, whose answers replace the labels; off without ``teacher``.
+
+    The paper trains Jumbo so (details, section 4): Tiny from deit3_base_patch16_224, Base from
+    deit3_large_patch16_224, without labels, with temperature 1 and ``normalisation="student"``.
+
+    Attributes:
+        teacher: name of the teacher's model, ours or timm's, with the data's classes; null for no distillation.
+        kwargs: for its creation, e.g. {"img_size": 32}; {"pretrained_cfg_overlay": {"mean": [0.5, 0.5, 0.5]}}
+            says how its images were normalised where its name does not tell.
+        checkpoint: the teacher's weights: a file, a folder, or hf-hub:owner/name. Null for the published ones.
+        pretrained: load the weights published under its name, where there is no checkpoint.
+        temperature: both models' logits are divided by it, and the loss is multiplied by its square.
+        label_weight: share of the usual loss with the labels; 0 leaves all to the teacher.
+        normalisation: "teacher" gives the teacher the same images by its own mean and std, as it was trained;
+            "student" gives it the student's, as the authors do, whose teachers see about half the contrast they know.
+
+    Raises:
+        LocAtError: a value outside its range, or a teacher without weights.
+    """
+
+    teacher: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    pretrained: bool = True
+    temperature: float = 1.0
+    label_weight: float = 0.0
+    normalisation: Normalisation = "teacher"
+
+    def __post_init__(self) -> None:
+        check_field("temperature", self.temperature, 0 < self.temperature < math.inf, "a number > 0")
+        check_field("label_weight", self.label_weight, 0 <= self.label_weight < 1, "a share in [0, 1)")
+        choices = get_args(Normalisation)
+        check_field(
+            "normalisation", self.normalisation, self.normalisation in choices, f"one of {_either(Normalisation)}"
+        )
+        if self.teacher is None and (self.checkpoint is not None or self.kwargs):
+            raise LocAtError("teacher is null, but its checkpoint or kwargs are given; name the teacher's model, too")
+        if "num_classes" in self.kwargs:
+            raise LocAtError(
+                f"kwargs of the teacher has num_classes={self.kwargs['num_classes']}; its classes must be the data's: "
+                "leave it out"
+            )
+        if self.teacher is not None and self.checkpoint is None and not self.pretrained:
+            raise LocAtError(
+                f"teacher is {self.teacher!r} with random weights, which teach nothing; give its checkpoint, or "
+                "set pretrained to true"
             )
 
 
