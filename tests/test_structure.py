@@ -175,3 +175,9 @@ def test_the_public_names_are_there() -> None:
     assert set(locatvit.__all__) <= set(dir(locatvit))
     with pytest.raises(AttributeError, match="module 'locatvit' has no attribute 'add_locatt'"):
         locatvit.add_locatt  # noqa: B018
+
+
+def test_the_guides_example_is_the_file_itself() -> None:
+    guide = (SOURCE.parents[1] / "docs" / "contributing.md").read_text(encoding="utf-8")
+    shown = "\n".join("+" + line for line in (SOURCE / "backbones" / "timm_rope.py").read_text("utf-8").splitlines())
+    assert shown in guide, "docs/contributing.md shows another timm_rope.py; put the present one there"

@@ -1,7 +1,10 @@
+from typing import get_args
+
 import pytest
 import torch
 
 import formulas
+from locatvit.config import Kernel
 from locatvit.grid import axis_squared_distance, coordinates, squared_distance
 from locatvit.ops import gaussian_factors
 from locatvit.ops.distance import KERNELS, inverse_distance, laplace
@@ -68,3 +71,7 @@ def test_every_kernel_is_one_at_the_query_itself_and_says_what_it_takes():
             row, column = kernel.factors(width, (5, 7))
             diagonal = (row[..., :, None] * column[..., None, :]).flatten(-2).diagonal()
         torch.testing.assert_close(diagonal, torch.ones(35))
+
+
+def test_the_configuration_names_every_kernel():
+    assert set(get_args(Kernel)) == set(KERNELS)

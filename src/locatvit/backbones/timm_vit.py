@@ -16,6 +16,7 @@ from locatvit.backbones.family import Family, check_layers, make_gaug
 from locatvit.config import LocAtConfig
 from locatvit.errors import LocAtError
 from locatvit.layers import CurrentGrid, LocalityAttention, PatchRefinement
+from locatvit.layers.refine import CurrentMask
 
 
 class RefinedPool(nn.Module):
@@ -75,6 +76,16 @@ class RecordGrid:
 
     def __call__(self, patch_embed: PatchEmbed, args: tuple[Tensor, ...], tokens: Tensor) -> None:
         self.grid.record(patch_embed.dynamic_feat_size(args[0].shape[-2:]))
+
+
+class RecordMask:
+    """Forward pre-hook on the last block: records the mask that it gets."""
+
+    def __init__(self, mask: CurrentMask) -> None:
+        self.mask = mask
+
+    def __call__(self, block: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self.mask.record(kwargs.get("attn_mask"))
 
 
 def matches(model: nn.Module) -> bool:
@@ -151,6 +162,7 @@ def make_refinement(model: Any, config: LocAtConfig) -> PatchRefinement:
     """PRR of a ViT, where its weights are."""
     weight = model.patch_embed.proj.weight
     refinement = PatchRefinement(model.embed_dim, model.blocks[0].attn.num_heads, config.start)
+    model.blocks[-1].register_forward_pre_hook(RecordMask(refinement.mask), with_kwargs=True)
     return refinement.to(device=weight.device, dtype=weight.dtype)
 
 
