@@ -1,19 +1,14 @@
-"""Times, peak memory and correctness of one case."""
+"""Steps, times and correctness of one case."""
 
 from __future__ import annotations
-
-import json
-import resource
-import sys
-import time
-from collections.abc import Callable
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import CASES, Case
+from benchmarks.cases import Case
 from locatvit import LocAtConfig, add_locat
+from locatvit.analysis.timing import Step, by_turns, forward_step, training_step
 from locatvit.errors import LocAtError
 
 # float32 against float32, through a whole model; as in the tests of exactness
@@ -30,18 +25,9 @@ def make(case: Case, kind: str) -> tuple[nn.Module, Tensor]:
     return model.train(case.train), images
 
 
-def step_of(case: Case, model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """What is timed."""
-
-    def train() -> None:
-        model(images).square().mean().backward()
-        model.zero_grad()
-
-    def forward() -> None:
-        with torch.inference_mode():
-            model(images)
-
-    return train if case.train else forward
+def make_step(case: Case, kind: str) -> Step:
+    """What is timed, and what memory is measured of."""
+    return (training_step if case.train else forward_step)(*make(case, kind))
 
 
 def verify(case: Case) -> None:
@@ -82,30 +68,5 @@ def _compare(case: Case, what: str, got: Tensor, want: Tensor, tolerance: float)
 
 def times(case: Case, seconds: float) -> tuple[list[float], list[float]]:
     """Seconds of single steps, plain and LocAt: warmed up, then by turns, for so long and at least 5 times each."""
-    steps = [step_of(case, *make(case, kind)) for kind in ("plain", "locat")]
-    taken: tuple[list[float], list[float]] = ([], [])
-    for step in steps * 2:
-        step()
-    end = time.perf_counter() + seconds
-    while len(taken[0]) < 5 or time.perf_counter() < end:
-        for index in (0, 1) if len(taken[0]) % 2 else (1, 0):
-            start = time.perf_counter()
-            steps[index]()
-            taken[index].append(time.perf_counter() - start)
-    return taken
-
-
-def _print_peak_memory(name: str, kind: str, threads: int) -> None:
-    """Bytes at the peak of two steps above those of the started process; for a process of its own."""
-    torch.set_num_threads(threads)
-    case = next(case for case in CASES if case.name == name)
-    started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = step_of(case, *make(case, kind))
-    step()
-    step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps((peak - started) * (1 if sys.platform == "darwin" else 1024)))
-
-
-if __name__ == "__main__":
-    _print_peak_memory(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    plain, locat = by_turns([make_step(case, kind) for kind in ("plain", "locat")], seconds)
+    return plain, locat

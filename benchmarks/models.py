@@ -10,17 +10,19 @@ first, and nothing is written if they differ.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-# Nothing here may import torch before the memory is measured: a new process starts with its parent's peak.
+import torch
+
 from benchmarks.cases import CASES, Case
+from benchmarks.measure import make_step, times, verify
+from locatvit.analysis.memory import peak_memory
+from locatvit.analysis.timing import Spread
 from locatvit.errors import LocAtError, near_matches
 from locatvit.results import environment
 from locatvit.storage import write_json, write_text
@@ -32,10 +34,11 @@ def main() -> int:
     options = _options()
     try:
         cases = _chosen(options.only)
-        rows: list[dict[str, Any]] = [{"case": case, "peak": _peak_memory(case, options.threads)} for case in cases]
-        for row in rows:
-            row.update(_measure(row["case"], options.threads, options.seconds))
-            print(_line(row), flush=True)
+        torch.set_num_threads(options.threads)
+        rows = []
+        for case in cases:
+            rows.append(_measure(case, options.seconds))
+            print(_line(rows[-1]), flush=True)
     except LocAtError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -64,32 +67,20 @@ def _chosen(names: list[str] | None) -> list[Case]:
     return [known[name] for name in names or known]
 
 
-def _peak_memory(case: Case, threads: int) -> list[int]:
-    """Of the plain model and of LocAt, in bytes."""
+def _measure(case: Case, seconds: float) -> dict[str, Any]:
     print(f"{case.name}: peak memory", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "benchmarks.measure", case.name]
-    return [
-        json.loads(subprocess.run([*command, kind, str(threads)], capture_output=True, text=True, check=True).stdout)
-        for kind in ("plain", "locat")
-    ]
-
-
-def _measure(case: Case, threads: int, seconds: float) -> dict[str, Any]:
-    import torch
-
-    from benchmarks.measure import times, verify
-
-    torch.set_num_threads(threads)
+    peak = [peak_memory(make_step, case, kind) for kind in ("plain", "locat")]
     print(f"{case.name}: correctness, then times", file=sys.stderr, flush=True)
     verify(case)
     plain, locat = times(case, seconds)
-    by_turn = [b / a for a, b in zip(plain, locat, strict=True)]
-    quartiles = statistics.quantiles(by_turn, n=4)
+    by_turn = Spread.of([b / a for a, b in zip(plain, locat, strict=True)])
     return {
+        "case": case,
+        "peak": peak,
         "plain": plain,
         "locat": locat,
         "ratio": statistics.median(locat) / statistics.median(plain),
-        "spread": (quartiles[0], quartiles[2]),
+        "spread": (by_turn.low, by_turn.high),
     }
 
 
