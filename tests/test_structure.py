@@ -40,7 +40,7 @@ EXCEPTIONS = {
 }
 """Imports between two parts that the rows alone would forbid, and why."""
 ADDRESSES: dict[str, tuple[str, ...]] = {
-    "triton": ("ops/attention/triton.py",),
+    "triton": ("ops/attention/triton_kernels.py",),
     "timm": (
         "backbones/__init__.py",
         "backbones/timm_*.py",
@@ -70,7 +70,8 @@ WITHOUT_TORCH = (
     "locatvit.data.config", "locatvit.training.config", "locatvit.evaluation", "locatvit.evaluation.config",
     "locatvit.recipes.config", "locatvit.report.tables", "locatvit.report.runs", "locatvit.cli.main",
     "locatvit.cli.options", "locatvit.cli.train", "locatvit.cli.validate", "locatvit.cli.segment",
-    "locatvit.cli.report", "locatvit.cli.quickstart", "locatvit.cli.show",
+    "locatvit.cli.report", "locatvit.cli.quickstart", "locatvit.cli.show", "locatvit.cli.profile",
+    "locatvit.recipes.profile_config",
 )  # fmt: skip
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -53,7 +53,9 @@ def run(arguments: Sequence[str]) -> None:
     if parsed.paper:
         _refuse_options(config)
     table, notes, numbers = _paper() if parsed.paper else _profile(config)
-    _show(table, notes)
+    from locatvit.cli.show import show_table
+
+    show_table(table, notes)
     if parsed.output is not None:
         from locatvit.storage import write_json
 
@@ -91,14 +93,3 @@ def _paper() -> tuple[Table, list[str], dict[str, Any]]:
     costs = paper_costs()
     return *paper_costs_table(costs), {"rows": [asdict(cost) for cost in costs], "environment": environment("none")}
 
-
-def _show(table: Table, notes: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120  # a file or a pipe has no width of its own
-    console.print(table.to_rich())
-    for note in notes:
-        console.print(Text(note))

@@ -1,25 +1,33 @@
-"""Results on the terminal."""
+"""Tables on the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
+from rich.text import Text
 
-from locatvit.report.tables import difference_table, results_table
+from locatvit.report.tables import Table, difference_table, results_table
 from locatvit.results import Result
 
 # A file or a pipe has no width of its own; this one holds every column.
 _FILE_WIDTH = 120
 
 
-def show_results(results: Iterable[Result]) -> None:
-    """Print the table of the results, and the differences LocAt makes where twins are among them."""
-    results = list(results)
+def show_table(table: Table, notes: Sequence[str] = ()) -> None:
+    """Print a table, and below it lines that explain it."""
     console = Console()
     if not console.is_terminal:
         console.width = _FILE_WIDTH
-    console.print(results_table(results).to_rich())
+    console.print(table.to_rich())
+    for note in notes:
+        console.print(Text(note))
+
+
+def show_results(results: Iterable[Result]) -> None:
+    """Print the table of the results, and the differences LocAt makes where twins are among them."""
+    results = list(results)
+    show_table(results_table(results))
     differences = difference_table(results)
     if differences is not None:
-        console.print(differences.to_rich())
+        show_table(differences)
