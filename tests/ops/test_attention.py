@@ -9,6 +9,9 @@ from locatvit.ops import BACKENDS, gaug_attention
 from locatvit.ops.attention import Request, choose_backend, pieces
 
 # a different prime for every axis: batch 2, heads 3, head dimension 13, grid 5 x 7 and others
+_EXACT = Request("cpu", torch.float64, 13, 36, 1, (5, 7), needs_grad=True)
+ON_CPU = [name for name, backend in BACKENDS.items() if backend.why_not(_EXACT) is None]
+"""Backends with gradients in float64; test_triton.py and test_flex.py have the others."""
 SHAPES = [
     ((5, 7), 0),
     ((5, 7), 1),
@@ -47,7 +50,7 @@ def _budget(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("_budget")
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("patches_innermost", [False, True])
 @pytest.mark.parametrize(("grid_size", "prefix"), SHAPES)
 @pytest.mark.parametrize("batch", [2, 4])  # pieces of some heads of one image, and of one head of some images
@@ -65,7 +68,7 @@ def test_forward_and_gradients_in_float64(backend, grid_size, prefix, patches_in
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_float32_is_as_good_as_plain_attention(backend):
     inputs = _inputs((14, 13), 1)
     truth = _expected(*inputs, 1)
@@ -84,7 +87,7 @@ def test_float32_is_as_good_as_plain_attention(backend):
         assert (got - want).abs().max() <= 1e-5 * want.abs().max()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_bfloat16_is_within_twice_plain_attention(backend):
     inputs = [x.detach().float() for x in _inputs((11, 13), 1)]
     low = [x.bfloat16() for x in inputs[:3]]
@@ -99,7 +102,7 @@ def test_bfloat16_is_within_twice_plain_attention(backend):
     assert (out - truth).abs().max() / truth.abs().max() <= 2 * plain_error
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("pieces", ["whole", "small"])
 @pytest.mark.parametrize(("batch", "windows"), [(6, 2), (6, 3), (15, 5)])
 def test_a_bias_of_the_windows_of_one_image(backend, pieces, batch, windows, monkeypatch):
@@ -128,7 +131,7 @@ def test_a_bias_that_does_not_fit(shape):
         gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=torch.zeros(shape))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("shape", [(1, 3, 36, 36), (2, 1, 1, 36), (2, 3, 36, 36), (1, 1, 36, 1)])
 def test_a_further_bias_and_its_gradient(backend, shape):
     inputs = _inputs((5, 7), 1)
@@ -146,7 +149,7 @@ def test_a_further_bias_and_its_gradient(backend, shape):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_excluded_keys_have_no_influence(backend):
     q, k, v, row, column = _inputs((5, 7), 1)
     attn_bias = torch.zeros(1, 1, 1, 36, dtype=torch.float64)
@@ -177,13 +180,40 @@ def test_scratch_made_in_inference_mode_serves_training():
     assert inputs[0].grad is not None
 
 
+@pytest.mark.parametrize(("grid_size", "kept"), [((5, 7), True), ((7, 9), False)])
+def test_weights_are_kept_while_they_are_small(grid_size, kept):
+    """No more memory than q, k, v and the output: L <= 4 K = 52 in one precision."""
+    inputs = _inputs(grid_size, 1)
+    out = gaug_attention(*inputs, num_prefix_tokens=1)
+    sizes = [tensor.numel() for tensor in out.grad_fn.saved_tensors if tensor is not None]
+    tokens = grid_size[0] * grid_size[1] + 1
+    assert (2 * 3 * tokens**2 in sizes) == kept
+    first = torch.autograd.grad(out.sum(), inputs, retain_graph=True)
+    for again, once in zip(torch.autograd.grad(out.sum(), inputs), first, strict=True):
+        assert torch.equal(again, once)
+
+
 def test_zero_factors_are_plain_attention():
     q, k, v, row, column = _inputs((5, 7), 1)
     out = gaug_attention(q, k, v, row * 0, column, num_prefix_tokens=1)
     torch.testing.assert_close(out, torch.nn.functional.scaled_dot_product_attention(q, k, v))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 3, 4), (3, 4)], ids=str)
+def test_a_part_of_the_gradients_is_the_same_as_in_all(backend, wanted):
+    inputs = _inputs((5, 7), 1)
+    full = torch.autograd.grad(gaug_attention(*inputs, num_prefix_tokens=1, backend=backend).sum(), inputs)
+    inputs = [x.detach().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
+    gaug_attention(*inputs, num_prefix_tokens=1, backend=backend).sum().backward()
+    for i, tensor in enumerate(inputs):
+        if i in wanted:
+            torch.testing.assert_close(tensor.grad, full[i], rtol=1e-12, atol=1e-13)
+        else:
+            assert tensor.grad is None
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_only_what_needs_a_gradient_gets_one(backend):
     q, k, v, row, column = _inputs((5, 7), 1)
     out = gaug_attention(q.detach(), k.detach(), v.detach(), row, column, num_prefix_tokens=1, backend=backend)
@@ -227,7 +257,7 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch):
 
     never = Backend("never", lambda request: f"it is made for no {request.device_type}", lambda *_: None)
     monkeypatch.setitem(BACKENDS, "never", never)
-    request = Request("cpu", torch.float32, 13, 36, 1, (5, 7), False, 0.0, False)
+    request = Request("cpu", torch.float32, 13, 36, 1, (5, 7))
     with pytest.raises(LocAtError, match="backend 'never' cannot run here: it is made for no cpu"):
         choose_backend(request, "never")
     assert choose_backend(request).name == "sdpa"

@@ -13,24 +13,10 @@ from torch import Tensor
 
 from locatvit.errors import LocAtError, near_matches
 from locatvit.grid import check_grid
-from locatvit.ops.attention import reference, sdpa
+from locatvit.ops.attention import flex, reference, sdpa, triton
+from locatvit.ops.attention.request import Request
 
 _log = logging.getLogger("locatvit")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a backend must know to say whether it can run."""
-
-    device_type: str
-    dtype: torch.dtype
-    head_dim: int
-    num_tokens: int
-    num_prefix_tokens: int
-    grid_size: tuple[int, int]
-    has_attn_bias: bool
-    dropout_p: float
-    needs_grad: bool
 
 
 @dataclass(frozen=True)
@@ -49,7 +35,9 @@ def _always(request: Request) -> None:
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
+        Backend("triton", triton.why_not, triton.run),
         Backend("sdpa", _always, sdpa.run),
+        Backend("flex", flex.why_not, flex.run),
         Backend("reference", _always, reference.run),
     )
 }
@@ -94,9 +82,13 @@ def gaug_attention(
     if attn_bias is not None:
         _check_bias(q, attn_bias)
         attn_bias = attn_bias[(None,) * (4 - attn_bias.ndim)]
+    tensors = (q, k, v, row_factor, column_factor, attn_bias)
     request = Request(
-        q.device.type, q.dtype, q.shape[-1], q.shape[-2], num_prefix_tokens, grid_size,
-        attn_bias is not None, dropout_p, torch.is_grad_enabled(),
+        q.device.type, v.dtype, q.shape[-1], q.shape[-2], num_prefix_tokens, grid_size,
+        attn_bias_shape=None if attn_bias is None else tuple(attn_bias.shape),
+        attn_bias_needs_grad=attn_bias is not None and attn_bias.requires_grad and torch.is_grad_enabled(),
+        dropout_p=dropout_p,
+        needs_grad=torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors),
     )  # fmt: skip
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     chosen = choose_backend(request, backend)
@@ -106,6 +98,8 @@ def gaug_attention(
 def choose_backend(request: Request, name: str = "auto") -> Backend:
     """The backend called ``name``, or for ``"auto"`` the first that has no reason not to run."""
     if name == "auto":
+        if torch.compiler.is_exporting():  # what is exported runs without this package
+            return BACKENDS["sdpa"]
         chosen = next(backend for backend in BACKENDS.values() if backend.why_not(request) is None)
         if not torch.compiler.is_compiling():
             _log_once(chosen.name, request.device_type)

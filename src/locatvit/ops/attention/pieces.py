@@ -118,15 +118,16 @@ def _room(name: str, size: int, dtype: torch.dtype) -> Tensor:
     return kept[name, dtype][:size]
 
 
-def _room_for_logits(name: str, piece: _Piece, q: Tensor, row: Tensor) -> Tensor:
-    """Uninitialised logits of a piece, [b * h, queries, L].
+def _room_for_logits(room: str | Tensor, piece: _Piece, q: Tensor, row: Tensor) -> Tensor:
+    """Uninitialised logits of a piece, [b * h, queries, L], in a room of that name or in the memory given.
 
     Neighbours in memory are keys; or queries, if they are neighbours in the factors: see ``gaussian_factors``, which
     lays out narrow grids so.
     """
     images, heads, queries, _ = piece.of_queries(q).shape
     pairs, keys = images * heads, q.shape[2]
-    room = _room(name, pairs * queries * keys, _compute_dtype(q))
+    if isinstance(room, str):
+        room = _room(room, pairs * queries * keys, _compute_dtype(q))
     if row.stride(-1) > row.stride(-2):
         return room.view(pairs, keys, queries).mT
     return room.view(pairs, queries, keys)
@@ -168,9 +169,10 @@ def _weights(
     column: Tensor,
     attn_bias: Tensor | None,
     scale: float,
+    room: str | Tensor = "weights",
 ) -> Tensor:
-    """softmax(q kᵀ · scale + S + attn_bias) of a piece, [b * h, queries, L]; in the room for weights."""
-    logits = _room_for_logits("weights", piece, q, row)
+    """softmax(q kᵀ · scale + S + attn_bias) of a piece, [b * h, queries, L], in ``room``."""
+    logits = _room_for_logits(room, piece, q, row)
     logits[:, : piece.num_prefix_queries] = 0
     logits[..., : piece.num_prefix_tokens] = 0
     patches = piece.of_patches(logits, (row.shape[-1], column.shape[-1]))
@@ -193,13 +195,36 @@ def forward(
     attn_bias: Tensor | None,
     num_prefix_tokens: int,
     scale: float,
-) -> Tensor:
-    """softmax(q kᵀ · scale + S + attn_bias) v, [B, H, L, K]."""
-    out = _empty_output(q)
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q kᵀ · scale + S + attn_bias) v, [B, H, L, K], and the softmax if it is to be kept, piece by piece."""
+    out, kept = _empty_output(q), _empty_weights(q, keep)
+    done = 0
     for piece in _pieces(q, num_prefix_tokens, _FORWARD_BYTES):
-        weights = _weights(piece, q, k, row, column, attn_bias, scale)
+        size = _num_weights(piece, q)
+        weights = _weights(piece, q, k, row, column, attn_bias, scale, kept[done : done + size] if keep else "weights")
         _write_product(piece.of_queries(out), weights, _pairs(piece.of_keys(v)))
-    return out
+        done += size
+    return out, kept
+
+
+def worth_keeping(q: Tensor) -> bool:
+    """Whether the weights take no more memory than q, k, v and the output, so that all stays linear in L.
+
+    To make them again would take a third of the backward pass.
+    """
+    num_tokens, head_dim = q.shape[2:]
+    return num_tokens * _compute_dtype(q).itemsize <= 4 * head_dim * q.element_size()
+
+
+def _num_weights(piece: _Piece, q: Tensor) -> int:
+    images, heads, queries, _ = piece.of_queries(q).shape
+    return images * heads * queries * q.shape[2]
+
+
+def _empty_weights(q: Tensor, keep: bool) -> Tensor:
+    batch, num_heads, num_tokens, _ = q.shape
+    return q.new_empty(batch * num_heads * num_tokens**2 if keep else 0, dtype=_compute_dtype(q))
 
 
 def _empty_output(q: Tensor) -> Tensor:
@@ -215,22 +240,44 @@ def backward(
     row: Tensor,
     column: Tensor,
     attn_bias: Tensor | None,
+    kept: Tensor,
     num_prefix_tokens: int,
     scale: float,
-    needs_grad_bias: bool,
+    needs: list[bool],
 ) -> list[Tensor]:
-    """Gradients of q, k, v, row, column and attn_bias; nothing N x N was kept, the weights are made again."""
-    grads = [torch.empty(q.shape, dtype=_compute_dtype(q)) for _ in range(3)]
-    grads += [torch.empty_like(row), torch.empty_like(column)]
-    grad_bias = torch.zeros_like(attn_bias) if needs_grad_bias and attn_bias is not None else row.new_empty(0)
-    for piece in _pieces(q, num_prefix_tokens, _BACKWARD_BYTES):
-        weights = _weights(piece, q, k, row, column, attn_bias, scale)
+    """Gradients of q, k, v, row, column and attn_bias; empty where nobody ``needs`` one.
+
+    Weights that were not kept are made again.
+    """
+    grads = _empty_gradients(q, row, column, attn_bias, needs)
+    if needs[5]:
+        grads[5].zero_()
+    is_kept, done = kept.numel() > 0, 0
+    for piece in _pieces(q, num_prefix_tokens, _FORWARD_BYTES if is_kept else _BACKWARD_BYTES):
+        if is_kept:
+            size = _num_weights(piece, q)
+            weights = _room_for_logits(kept[done : done + size], piece, q, row)
+            done += size
+        else:
+            weights = _weights(piece, q, k, row, column, attn_bias, scale)
         grad_logits = _products_backward(piece, weights, grad_out, (q, k, v), grads[:3], row, scale)
-        _factors_backward(piece, grad_logits, weights, (row, column), grads[3:])
-        if needs_grad_bias:
-            for part, grad in piece.with_bias(grad_logits, grad_bias):
+        if needs[3] or needs[4]:
+            # what is kept may be needed by another backward pass
+            room = _room_for_logits("weights", piece, q, row) if is_kept else weights
+            _factors_backward(piece, grad_logits, room, (row, column), grads[3:5])
+        if needs[5]:
+            for part, grad in piece.with_bias(grad_logits, grads[5]):
                 grad += part.sum_to_size(grad.shape)
-    return [*(grad.to(q.dtype) for grad in grads[:3]), *grads[3:], grad_bias]
+    return [*(grad.to(q.dtype) for grad in grads[:3]), *grads[3:]]
+
+
+def _empty_gradients(
+    q: Tensor, row: Tensor, column: Tensor, attn_bias: Tensor | None, needs: list[bool]
+) -> list[Tensor]:
+    none = row.new_empty(0)
+    tokens = [q.new_empty(q.shape, dtype=_compute_dtype(q)) if need else none for need in needs[:3]]
+    factors = [torch.empty_like(x) if needs[3] or needs[4] else none for x in (row, column)]
+    return [*tokens, *factors, torch.empty_like(attn_bias) if needs[5] and attn_bias is not None else none]
 
 
 def _products_backward(
@@ -242,17 +289,20 @@ def _products_backward(
     row: Tensor,
     scale: float,
 ) -> Tensor:
-    """Writes the gradients of q, k, v; returns that of the logits."""
+    """Writes the gradients of q, k, v, those that are not empty; returns that of the logits."""
     q, grad_out = _pairs(piece.of_queries(tensors[0])), _pairs(piece.of_queries(grad_out))
     k, v = (_pairs(piece.of_keys(tensor)) for tensor in tensors[1:])
-    grad_q, grad_k, grad_v = piece.of_queries(grads[0]), piece.of_keys(grads[1]), piece.of_keys(grads[2])
+    grad_q, grad_k, grad_v = grads
     add = piece.queries.start > 0  # an earlier piece of these heads has written
     grad_logits = _room_for_logits("grad_logits", piece, tensors[0], row)
-    _write_product(grad_v, weights.mT, grad_out, add=add)
+    if grad_v.numel():
+        _write_product(piece.of_keys(grad_v), weights.mT, grad_out, add=add)
     _write_logits(grad_logits, grad_out, v)
     _softmax_backward(grad_logits, weights)
-    _write_product(grad_q, grad_logits, k, alpha=scale)
-    _write_product(grad_k, grad_logits.mT, q, alpha=scale, add=add)
+    if grad_q.numel():
+        _write_product(piece.of_queries(grad_q), grad_logits, k, alpha=scale)
+    if grad_k.numel():
+        _write_product(piece.of_keys(grad_k), grad_logits.mT, q, alpha=scale, add=add)
     return grad_logits
 
 
@@ -278,9 +328,9 @@ def _factors_backward(
 # dispatcher alone: torch.library.custom_op costs 0.1 ms a call, 1 % of a small ViT.
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor row, Tensor column, Tensor? attn_bias"
 _library = torch.library.Library("locatvit", "DEF")
-_library.define(f"pieces_forward({_TENSORS}, int num_prefix_tokens, float scale) -> Tensor")
+_library.define(f"pieces_forward({_TENSORS}, int num_prefix_tokens, float scale, bool keep) -> (Tensor, Tensor)")
 _library.define(
-    f"pieces_backward(Tensor grad_out, {_TENSORS}, int num_prefix_tokens, float scale, bool needs_grad_bias) "
+    f"pieces_backward(Tensor grad_out, {_TENSORS}, Tensor kept, int num_prefix_tokens, float scale, bool[] needs) "
     "-> Tensor[]"
 )
 _library.impl("pieces_forward", forward, "CPU")
@@ -288,26 +338,15 @@ _library.impl("pieces_backward", backward, "CPU")
 
 
 @torch.library.register_fake("locatvit::pieces_forward", lib=_library)
-def _(q: Tensor, *_: Any) -> Tensor:
-    return _empty_output(q)
+def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _empty_output(q), _empty_weights(q, rest[-1])
 
 
 @torch.library.register_fake("locatvit::pieces_backward", lib=_library)
-def _(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    row: Tensor,
-    column: Tensor,
-    attn_bias: Tensor | None,
-    num_prefix_tokens: int,
-    scale: float,
-    needs_grad_bias: bool,
-) -> list[Tensor]:
-    grads = [q.new_empty(q.shape) for _ in range(3)]
-    grad_bias = torch.empty_like(attn_bias) if needs_grad_bias and attn_bias is not None else row.new_empty(0)
-    return [*grads, torch.empty_like(row), torch.empty_like(column), grad_bias]
+def _(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor, *rest: Any) -> list[Tensor]:
+    attn_bias, needs = rest[0], rest[-1]
+    grads = _empty_gradients(q, row, column, attn_bias, needs)
+    return [*(grad.to(q.dtype) for grad in grads[:3]), *grads[3:]]
 
 
 class PiecewiseAttention(torch.autograd.Function):
@@ -316,15 +355,17 @@ class PiecewiseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, num_prefix_tokens, scale = arguments
-        ctx.save_for_backward(*tensors)
+        keep = any(ctx.needs_input_grad) and worth_keeping(tensors[0])
+        out, kept = torch.ops.locatvit.pieces_forward(*arguments, keep)
+        ctx.save_for_backward(*tensors, kept)
         ctx.num_prefix_tokens, ctx.scale = num_prefix_tokens, scale
-        return torch.ops.locatvit.pieces_forward(*arguments)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        needs = list(ctx.needs_input_grad[:6])
         grads = torch.ops.locatvit.pieces_backward(
-            grad_out, *ctx.saved_tensors, ctx.num_prefix_tokens, ctx.scale, ctx.needs_input_grad[5]
+            grad_out, *ctx.saved_tensors, ctx.num_prefix_tokens, ctx.scale, needs
         )
-        needed = zip(grads, ctx.needs_input_grad, strict=False)
-        return (*(grad if need else None for grad, need in needed), None, None)
+        return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None)

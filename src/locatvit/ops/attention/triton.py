@@ -1,0 +1,286 @@
+"""The bias in a fused attention kernel on a GPU: nothing of size L x L is ever in memory.
+
+Order of this file: when it can run, tiles, host forward, host backward, registration, autograd, the backend. The
+kernels are in ``triton_kernels.py``, the mathematics in README.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from locatvit.ops.attention.request import Request
+
+MAX_HEAD_DIM = 128
+MAX_PREFIX_TOKENS = 16
+"""The narrowest tile that a matrix product takes: prefix keys are one tile."""
+_BACKWARD_STAGES = 2  # tiles on their way at a time; a third would leave room for one program on a processor
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def why_not(request: Request) -> str | None:
+    """The reason for which the kernels cannot serve a request, or None."""
+    shape, tokens = request.attn_bias_shape, request.num_tokens
+    reasons = {
+        f"it runs on CUDA devices, and this is {request.device_type}": request.device_type != "cuda",
+        "triton is not installed": importlib.util.find_spec("triton") is None,
+        f"it has no {request.dtype}": request.dtype not in DTYPES,
+        f"heads of {request.head_dim} are wider than {MAX_HEAD_DIM}": request.head_dim > MAX_HEAD_DIM,
+        f"{request.num_prefix_tokens} prefix tokens are more than {MAX_PREFIX_TOKENS}": (
+            request.num_prefix_tokens > MAX_PREFIX_TOKENS
+        ),
+        "it has no dropout": request.dropout_p > 0,
+        "it has no gradient of an attn_bias that is broadcast over tokens": (
+            request.attn_bias_needs_grad and shape is not None and tuple(shape[-2:]) != (tokens, tokens)
+        ),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+class Tiles(NamedTuple):
+    """Sizes of one launch: queries and keys (a block of the grid) that a program holds at a time."""
+
+    queries: int
+    rows: int
+    columns: int
+
+
+def choose_tiles(grid_size: tuple[int, int], head_dim: int, dtype: torch.dtype) -> Tiles:
+    """Blocks of the grid with little padding, and not too small: work grows with what is padded."""
+    wide = head_dim > 64 or dtype == torch.float32
+    most = 32 if wide else 64
+    height, width = grid_size
+
+    def work(block: tuple[int, int]) -> tuple[float, int]:
+        rows, columns = block
+        padded = -(-height // rows) * rows * (-(-width // columns) * columns)
+        return padded * (1 + 16 / (rows * columns)), rows
+
+    sides = (1, 2, 4, 8, 16, 32, 64)
+    blocks = [(rows, columns) for rows in sides for columns in sides if 16 <= rows * columns <= most and rows <= 8]
+    rows, columns = min(blocks, key=work)
+    return Tiles(queries=32 if dtype == torch.float32 else 64, rows=rows, columns=columns)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row: Tensor,
+    column: Tensor,
+    attn_bias: Tensor | None,
+    num_prefix_tokens: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Output [B, H, L, K] and log2 of the softmax's sum [B, H, L]."""
+    from locatvit.ops.attention import triton_kernels  # here: triton takes a third of a second to import
+
+    q, k, v = (_unit_stride(tensor) for tensor in (q, k, v))
+    batch, num_heads, num_tokens, head_dim = q.shape
+    out, log_sum = _empty_like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    tiles = choose_tiles((row.shape[-1], column.shape[-1]), head_dim, q.dtype)
+    num_tiles = _parts(num_tokens, tiles.queries)
+    triton_kernels.forward[(batch * num_heads * num_tiles,)](
+        q, k, v, row, column, attn_bias, out, log_sum, scale,
+        *_strides(q, k, v), *row.stride(), *column.stride(), *_bias_strides(attn_bias, q),
+        *_sizes(q, row, column, num_prefix_tokens, attn_bias), num_tiles,
+        **_constants(q, tiles, attn_bias), PREFIX=MAX_PREFIX_TOKENS if num_prefix_tokens else 0,
+    )  # fmt: skip
+    return out, log_sum
+
+
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row: Tensor,
+    column: Tensor,
+    attn_bias: Tensor | None,
+    out: Tensor,
+    log_sum: Tensor,
+    num_prefix_tokens: int,
+    scale: float,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of q, k, v, row, column and attn_bias; those that nobody ``needs`` are empty and cost nothing."""
+    from locatvit.ops.attention import triton_kernels
+
+    q, k, v, grad_out = (_unit_stride(tensor) for tensor in (q, k, v, grad_out))
+    needs_q, needs_keys, needs_factors, needs_bias = needs[0], needs[1] or needs[2], needs[3] or needs[4], needs[5]
+    batch, num_heads, num_tokens, head_dim = q.shape
+    pairs, grid_size = batch * num_heads, (row.shape[-1], column.shape[-1])
+    tiles = choose_tiles(grid_size, head_dim, q.dtype)
+    strides = (*_strides(q, k, v), *row.stride(), *column.stride(), *_bias_strides(attn_bias, q), *_strides(grad_out))
+    sizes, constants = _sizes(q, row, column, num_prefix_tokens, attn_bias), _constants(q, tiles, attn_bias)
+    none = row.new_empty(0)
+    grad_q, grad_k, grad_v = (_empty_like_tokens(q) if need else none for need in (needs_q, needs_keys, needs_keys))
+    planes = _parts(grid_size[1], tiles.columns)
+    grad_row = row.new_empty(planes, *row.shape) if needs_factors else none
+    grad_column = column.new_empty(column.shape) if needs_factors else none
+    delta = torch.empty_like(log_sum)
+    num_tiles = _parts(num_tokens, tiles.queries)
+    triton_kernels.backward_queries[(pairs * num_tiles,)](
+        q, k, v, row, column, attn_bias, out, grad_out, log_sum, delta, grad_q, grad_row, grad_column, scale,
+        *strides, *sizes, num_tiles, pairs,
+        **constants, PREFIX=MAX_PREFIX_TOKENS if num_prefix_tokens else 0, NEEDS_Q=needs_q, NEEDS_FACTORS=needs_factors,
+        num_stages=_BACKWARD_STAGES,
+    )  # fmt: skip
+    if needs_keys:
+        num_tiles = _parts(grid_size[0], tiles.rows) * planes + (num_prefix_tokens > 0)
+        triton_kernels.backward_keys[(pairs * num_tiles,)](
+            q, k, v, row, column, attn_bias, grad_out, log_sum, delta, grad_k, grad_v, scale,
+            *strides, *sizes, num_tiles, **constants, HAS_PREFIX=num_prefix_tokens > 0, num_stages=_BACKWARD_STAGES,
+        )  # fmt: skip
+    grad_bias = none
+    if needs_bias:
+        assert attn_bias is not None
+        grad_bias = _grad_of_bias(
+            q, k, v, row, column, attn_bias, grad_out, log_sum, delta, num_prefix_tokens, scale, strides
+        )
+    if needs_factors:
+        grad_row = grad_row[0] if planes == 1 else grad_row.sum(0)
+    return [grad_q, grad_k, grad_v, grad_row, grad_column, grad_bias]
+
+
+def _grad_of_bias(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row: Tensor,
+    column: Tensor,
+    attn_bias: Tensor,
+    grad_out: Tensor,
+    log_sum: Tensor,
+    delta: Tensor,
+    num_prefix_tokens: int,
+    scale: float,
+    strides: tuple[int, ...],
+) -> Tensor:
+    from locatvit.ops.attention import triton_kernels
+
+    batch, num_heads, num_tokens, head_dim = q.shape
+    side = 32
+    num_tiles = _parts(num_tokens, side)
+    grad = attn_bias.new_empty(attn_bias.shape, dtype=torch.float32)
+    period, bias_heads = attn_bias.shape[:2]
+    triton_kernels.backward_bias[(period * bias_heads * num_tiles**2,)](
+        q, k, v, row, column, attn_bias, grad_out, log_sum, delta, grad, scale, *strides,
+        batch, num_heads, num_tokens, num_prefix_tokens, column.shape[-1], period, bias_heads, num_tiles,
+        HEAD_DIM=head_dim, DEPTH=_power_of_two(head_dim), QUERIES=side, KEYS=side, PRECISION=_precision(q),
+    )  # fmt: skip
+    return grad.to(attn_bias.dtype)
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _parts(whole: int, size: int) -> int:
+    return -(-whole // size)
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _empty_like_tokens(q: Tensor) -> Tensor:
+    """[B, L, H, K] in memory, as the reshape after attention wants it."""
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
+
+
+def _bias_strides(attn_bias: Tensor | None, q: Tensor) -> tuple[int, ...]:
+    """With 0 for what is broadcast; the first one counts images within its period."""
+    if attn_bias is None:
+        return 0, 0, 0, 0
+    return tuple(0 if size == 1 else stride for size, stride in zip(attn_bias.shape, attn_bias.stride(), strict=True))
+
+
+def _sizes(q: Tensor, row: Tensor, column: Tensor, num_prefix_tokens: int, attn_bias: Tensor | None) -> tuple[int, ...]:
+    period = 1 if attn_bias is None else attn_bias.shape[0]
+    return q.shape[1], q.shape[2], num_prefix_tokens, row.shape[-1], column.shape[-1], period
+
+
+def _constants(q: Tensor, tiles: Tiles, attn_bias: Tensor | None) -> dict[str, Any]:
+    return {
+        "HEAD_DIM": q.shape[-1], "DEPTH": _power_of_two(q.shape[-1]),
+        "QUERIES": tiles.queries, "ROWS": tiles.rows, "COLUMNS": tiles.columns,
+        "HAS_BIAS": attn_bias is not None, "PRECISION": _precision(q),
+    }  # fmt: skip
+
+
+def _precision(q: Tensor) -> str:
+    """float32 is computed as such, not with the ten bits of TF32."""
+    return "ieee" if q.dtype == torch.float32 else "tf32"
+
+
+_TENSORS = "Tensor q, Tensor k, Tensor v, Tensor row, Tensor column, Tensor? attn_bias"
+_library = torch.library.Library("locatvit", "FRAGMENT")
+_library.define(f"fused_forward({_TENSORS}, int num_prefix_tokens, float scale) -> (Tensor, Tensor)")
+_library.define(
+    f"fused_backward(Tensor grad_out, {_TENSORS}, Tensor out, Tensor log_sum, int num_prefix_tokens, float scale, "
+    "bool[] needs) -> Tensor[]"
+)
+for _device in ("CUDA", "CPU"):  # on a CPU it runs in Triton's interpreter alone
+    _library.impl("fused_forward", forward, _device)
+    _library.impl("fused_backward", backward, _device)
+
+
+@torch.library.register_fake("locatvit::fused_forward", lib=_library)
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _empty_like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.register_fake("locatvit::fused_backward", lib=_library)
+def _(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor, attn_bias: Any, *rest: Any
+) -> Any:
+    needs, none = rest[-1], row.new_empty(0)
+    keys, factors = needs[1] or needs[2], needs[3] or needs[4]
+    tokens = [_empty_like_tokens(q) if need else none for need in (needs[0], keys, keys)]
+    of_factors = [factor.new_empty(factor.shape) if factors else none for factor in (row, column)]
+    return [*tokens, *of_factors, attn_bias.new_empty(attn_bias.shape) if needs[5] else none]
+
+
+class FusedAttention(torch.autograd.Function):
+    """softmax(q kᵀ · scale + S + attn_bias) v with gradients, in memory linear in the number of tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *tensors, num_prefix_tokens, scale = arguments
+        out, log_sum = torch.ops.locatvit.fused_forward(*arguments)
+        ctx.save_for_backward(*tensors, out, log_sum)
+        ctx.num_prefix_tokens, ctx.scale = num_prefix_tokens, scale
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        needs = list(ctx.needs_input_grad[:6])
+        grads = torch.ops.locatvit.fused_backward(grad_out, *ctx.saved_tensors, ctx.num_prefix_tokens, ctx.scale, needs)
+        return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None)
+
+
+def run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row_factor: Tensor,
+    column_factor: Tensor,
+    num_prefix_tokens: int,
+    attn_bias: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """Z = softmax(q kᵀ · scale + S + attn_bias) v (Eq. 4)."""
+    # under autocast a norm of q and k leaves them in float32
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    row_factor, column_factor = row_factor.float(), column_factor.float()
+    return FusedAttention.apply(q, k, v, row_factor, column_factor, attn_bias, num_prefix_tokens, scale)

@@ -1,0 +1,336 @@
+"""The kernels of the fused attention: forward; backward by queries, by keys, of the bias.
+
+Logits are in units of log 2, so that exp2 serves. A tile of keys is a block of the grid, ``ROWS`` x ``COLUMNS``
+patches: one row factor belongs to each of its rows, and the column factors of a tile of queries stay in registers while
+the rows of the grid pass. That is one multiply-add a logit. Prefix keys are a tile of their own; prefix queries need
+nothing, their factors are read as zero. Every gradient is written once, by one program: no atomics.
+
+Abbreviations of strides: of q, k, v, row, column, bias, and the output's gradient g, over b(atch), h(eads), l (tokens)
+or n (patches), i (rows), j (columns), m (queries).
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+_LOG2_E = tl.constexpr(math.log2(math.e))
+
+
+@triton.jit
+def _tokens(pointer, tokens, stride, valid, HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr):
+    """[tokens, DEPTH] of q, k, v, the output or its gradient; zero where there is none."""
+    depth = tl.arange(0, DEPTH)
+    inside = valid[:, None] & (depth < HEAD_DIM)[None, :]
+    return tl.load(pointer + tokens[:, None] * stride + depth[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _store_tokens(pointer, tokens, stride, valid, values, HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr):
+    depth = tl.arange(0, DEPTH)
+    inside = valid[:, None] & (depth < HEAD_DIM)[None, :]
+    tl.store(pointer + tokens[:, None] * stride + depth[None, :], values.to(pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _is_row(index, height):
+    """Of one number, as a tensor: in the interpreter it would else be a bool of Python."""
+    return tl.full([1], index, tl.int32) < height
+
+
+@triton.jit
+def _row_factors(pointer, patches, is_patch, stride_n, stride_i, first, height, row_in_tile, ROWS: tl.constexpr):
+    """[queries, keys]: of each query, the factor of each key's row; a load for each row, then selections."""
+    place = pointer + patches * stride_n
+    factor = tl.zeros([1, 1], tl.float32)
+    for i in tl.static_range(ROWS):
+        inside = is_patch & _is_row(first + i, height)
+        this = tl.load(place + (first + i) * stride_i, mask=inside, other=0.0)
+        factor = tl.where(row_in_tile[None, :] >= i, this[:, None], factor)
+    return factor
+
+
+@triton.jit
+def _added(pointer, queries, keys, stride_m, stride_n, inside):
+    """attn_bias of a tile, in units of log 2."""
+    place = pointer + queries[:, None] * stride_m + keys[None, :] * stride_n
+    return tl.load(place, mask=inside, other=0.0).to(tl.float32) * _LOG2_E
+
+
+@triton.jit
+def _accumulate(logits, v, peak, total, out, PRECISION: tl.constexpr):
+    """One tile of keys more in a softmax that is not finished."""
+    new_peak = tl.maximum(peak, tl.max(logits, 1))
+    shown = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # all keys excluded so far
+    weights = tl.exp2(logits - shown[:, None])
+    shrink = tl.exp2(peak - shown)
+    total = total * shrink + tl.sum(weights, 1)
+    out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+    return new_peak, total, out
+
+
+@triton.jit
+def forward(
+    q, k, v, row, column, bias, out, log_sum, scale,
+    qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn,
+    num_heads, num_tokens, num_prefix, height, width, period, num_tiles,
+    HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Output and log2 of the softmax's sum, of one tile of queries."""
+    pair = (tl.program_id(0) // num_tiles).to(tl.int64)
+    image, head = pair // num_heads, pair % num_heads
+    queries = (tl.program_id(0) % num_tiles) * QUERIES + tl.arange(0, QUERIES)
+    is_query, patches = queries < num_tokens, queries - num_prefix
+    is_patch = is_query & (patches >= 0)
+    k += image * kb + head * kh
+    v += image * vb + head * vh
+    row += image * rb + head * rh
+    column += image * cb + head * ch
+    if HAS_BIAS:
+        bias += (image % period) * bb + head * bh
+    q_tile = _tokens(q + image * qb + head * qh, queries, ql, is_query, HEAD_DIM, DEPTH)
+    peak = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    out_tile = tl.zeros([QUERIES, DEPTH], tl.float32)
+    to_log2 = scale * _LOG2_E
+    if PREFIX > 0:
+        prefix = tl.arange(0, PREFIX)
+        is_prefix = prefix < num_prefix
+        k_prefix = _tokens(k, prefix, kl, is_prefix, HEAD_DIM, DEPTH)
+        v_prefix = _tokens(v, prefix, vl, is_prefix, HEAD_DIM, DEPTH)
+        to_prefix = tl.dot(q_tile, tl.trans(k_prefix), input_precision=PRECISION) * to_log2
+        if HAS_BIAS:
+            to_prefix += _added(bias, queries, prefix, bm, bn, is_query[:, None] & is_prefix[None, :])
+        to_prefix = tl.where(is_prefix[None, :], to_prefix, float("-inf"))
+        peak, total, out_tile = _accumulate(to_prefix, v_prefix, peak, total, out_tile, PRECISION)
+    in_tile = tl.arange(0, ROWS * COLUMNS)
+    row_in_tile, column_in_tile = in_tile // COLUMNS, in_tile % COLUMNS
+    for first_column in range(0, width, COLUMNS):
+        columns = first_column + column_in_tile
+        inside = is_patch[:, None] & (columns < width)[None, :]
+        column_factor = tl.load(column + patches[:, None] * cn + columns[None, :] * cj, mask=inside, other=0.0)
+        column_factor = column_factor * _LOG2_E
+        for first_row in range(0, height, ROWS):
+            rows = first_row + row_in_tile
+            valid = (rows < height) & (columns < width)
+            keys = num_prefix + rows * width + columns
+            k_tile = _tokens(k, keys, kl, valid, HEAD_DIM, DEPTH)
+            logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
+            row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS)
+            logits += row_factor * column_factor
+            if HAS_BIAS:
+                logits += _added(bias, queries, keys, bm, bn, is_query[:, None] & valid[None, :])
+            logits = tl.where(valid[None, :], logits, float("-inf"))
+            v_tile = _tokens(v, keys, vl, valid, HEAD_DIM, DEPTH)
+            peak, total, out_tile = _accumulate(logits, v_tile, peak, total, out_tile, PRECISION)
+    out_tile = out_tile / total[:, None]
+    out += (image * num_tokens * num_heads + head) * HEAD_DIM
+    _store_tokens(out, queries, num_heads * HEAD_DIM, is_query, out_tile, HEAD_DIM, DEPTH)
+    tl.store(log_sum + pair * num_tokens + queries, peak + tl.log2(total), mask=is_query)
+
+
+@triton.jit
+def _grad_logits(logits, log_sum, grad_out, v, delta, valid, PRECISION: tl.constexpr):
+    """d logits of a tile [queries, keys] (natural units), from the weights made again."""
+    weights = tl.where(valid, tl.exp2(logits - log_sum[:, None]), 0.0)
+    grad_weights = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
+    return weights * (grad_weights - delta[:, None])
+
+
+@triton.jit
+def backward_queries(
+    q, k, v, row, column, bias, out, grad_out, log_sum, delta, grad_q, grad_row, grad_column, scale,
+    qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn, gb, gh, gl,
+    num_heads, num_tokens, num_prefix, height, width, period, num_tiles, num_pairs,
+    HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    NEEDS_Q: tl.constexpr, NEEDS_FACTORS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of queries and of its factors, and delta = sum(out * grad_out), which the keys need.
+
+    A row factor's gradient is a sum over a row of the grid, a column factor's grows in registers; each is written once.
+    """
+    pair = (tl.program_id(0) // num_tiles).to(tl.int64)
+    image, head = pair // num_heads, pair % num_heads
+    queries = (tl.program_id(0) % num_tiles) * QUERIES + tl.arange(0, QUERIES)
+    is_query, patches = queries < num_tokens, queries - num_prefix
+    is_patch = is_query & (patches >= 0)
+    num_patches = num_tokens - num_prefix
+    k += image * kb + head * kh
+    v += image * vb + head * vh
+    row += image * rb + head * rh
+    column += image * cb + head * ch
+    if HAS_BIAS:
+        bias += (image % period) * bb + head * bh
+    grad_tile = _tokens(grad_out + image * gb + head * gh, queries, gl, is_query, HEAD_DIM, DEPTH)
+    out += (image * num_tokens * num_heads + head) * HEAD_DIM
+    out_tile = _tokens(out, queries, num_heads * HEAD_DIM, is_query, HEAD_DIM, DEPTH)
+    delta_tile = tl.sum(out_tile.to(tl.float32) * grad_tile.to(tl.float32), 1)
+    tl.store(delta + pair * num_tokens + queries, delta_tile, mask=is_query)
+    if NEEDS_Q or NEEDS_FACTORS:
+        q_tile = _tokens(q + image * qb + head * qh, queries, ql, is_query, HEAD_DIM, DEPTH)
+        sum_tile = tl.load(log_sum + pair * num_tokens + queries, mask=is_query, other=0.0)
+        grad_q_tile = tl.zeros([QUERIES, DEPTH], tl.float32)
+        to_log2 = scale * _LOG2_E
+        if PREFIX > 0 and NEEDS_Q:
+            prefix = tl.arange(0, PREFIX)
+            with_prefix = is_query[:, None] & (prefix < num_prefix)[None, :]
+            k_prefix = _tokens(k, prefix, kl, prefix < num_prefix, HEAD_DIM, DEPTH)
+            v_prefix = _tokens(v, prefix, vl, prefix < num_prefix, HEAD_DIM, DEPTH)
+            to_prefix = tl.dot(q_tile, tl.trans(k_prefix), input_precision=PRECISION) * to_log2
+            if HAS_BIAS:
+                to_prefix += _added(bias, queries, prefix, bm, bn, with_prefix)
+            grad_prefix = _grad_logits(to_prefix, sum_tile, grad_tile, v_prefix, delta_tile, with_prefix, PRECISION)
+            grad_q_tile += tl.dot(grad_prefix.to(k_prefix.dtype), k_prefix, input_precision=PRECISION)
+        in_tile = tl.arange(0, ROWS * COLUMNS)
+        row_in_tile, column_in_tile = in_tile // COLUMNS, in_tile % COLUMNS
+        for first_column in range(0, width, COLUMNS):
+            columns = first_column + column_in_tile
+            inside = is_patch[:, None] & (columns < width)[None, :]
+            column_factor = tl.load(column + patches[:, None] * cn + columns[None, :] * cj, mask=inside, other=0.0)
+            grad_column_tile = tl.zeros([QUERIES, ROWS * COLUMNS], tl.float32)
+            # the row factors' gradients have one plane for each block of columns
+            grad_row_place = grad_row + ((first_column // COLUMNS) * num_pairs + pair) * num_patches * height
+            for first_row in range(0, height, ROWS):
+                rows = first_row + row_in_tile
+                is_key = (rows < height) & (columns < width)
+                valid = is_query[:, None] & is_key[None, :]
+                keys = num_prefix + rows * width + columns
+                k_tile = _tokens(k, keys, kl, is_key, HEAD_DIM, DEPTH)
+                v_tile = _tokens(v, keys, vl, is_key, HEAD_DIM, DEPTH)
+                logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
+                row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS)
+                logits += row_factor * column_factor * _LOG2_E
+                if HAS_BIAS:
+                    logits += _added(bias, queries, keys, bm, bn, valid)
+                grad = _grad_logits(logits, sum_tile, grad_tile, v_tile, delta_tile, valid, PRECISION)
+                if NEEDS_Q:
+                    grad_q_tile += tl.dot(grad.to(k_tile.dtype), k_tile, input_precision=PRECISION)
+                if NEEDS_FACTORS:
+                    grad_column_tile += grad * row_factor
+                    weighted = grad * column_factor
+                    for i in tl.static_range(ROWS):
+                        of_row = tl.sum(tl.where(row_in_tile[None, :] == i, weighted, 0.0), 1)
+                        tl.store(
+                            grad_row_place + patches * height + first_row + i,
+                            of_row,
+                            mask=is_patch & _is_row(first_row + i, height),
+                        )
+            if NEEDS_FACTORS:
+                by_row = tl.reshape(grad_column_tile, (QUERIES, ROWS, COLUMNS))
+                last = first_column + tl.arange(0, COLUMNS)
+                grad_column_place = grad_column + (pair * num_patches + patches[:, None]) * width + last[None, :]
+                tl.store(grad_column_place, tl.sum(by_row, 1), mask=is_patch[:, None] & (last < width)[None, :])
+        if NEEDS_Q:
+            grad_q += (image * num_tokens * num_heads + head) * HEAD_DIM
+            _store_tokens(grad_q, queries, num_heads * HEAD_DIM, is_query, grad_q_tile * scale, HEAD_DIM, DEPTH)
+
+
+@triton.jit
+def backward_keys(
+    q, k, v, row, column, bias, grad_out, log_sum, delta, grad_k, grad_v, scale,
+    qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn, gb, gh, gl,
+    num_heads, num_tokens, num_prefix, height, width, period, num_tiles,
+    HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    HAS_PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a tile of keys and its values; the first tile is that of the prefix, if there is any.
+
+    Logits are [keys, queries] here. For the prefix, rows and columns lie outside the grid, so its factors are zero.
+    """
+    pair = (tl.program_id(0) // num_tiles).to(tl.int64)
+    image, head = pair // num_heads, pair % num_heads
+    tile = tl.program_id(0) % num_tiles
+    in_tile = tl.arange(0, ROWS * COLUMNS)
+    blocks_of_rows = tl.cdiv(height, ROWS)
+    block = tile - 1 if HAS_PREFIX else tile
+    rows = (block % blocks_of_rows) * ROWS + in_tile // COLUMNS
+    columns = (block // blocks_of_rows) * COLUMNS + in_tile % COLUMNS
+    if HAS_PREFIX:
+        rows = tl.where(tile == 0, height, rows)
+    has_factors = (rows < height) & (columns < width)
+    is_key, keys = has_factors, num_prefix + rows * width + columns
+    if HAS_PREFIX:
+        is_key = tl.where(tile == 0, in_tile < num_prefix, is_key)
+        keys = tl.where(tile == 0, in_tile, keys)
+    q += image * qb + head * qh
+    grad_out += image * gb + head * gh
+    row += image * rb + head * rh
+    column += image * cb + head * ch
+    if HAS_BIAS:
+        bias += (image % period) * bb + head * bh
+    k_tile = _tokens(k + image * kb + head * kh, keys, kl, is_key, HEAD_DIM, DEPTH)
+    v_tile = _tokens(v + image * vb + head * vh, keys, vl, is_key, HEAD_DIM, DEPTH)
+    grad_k_tile = tl.zeros([ROWS * COLUMNS, DEPTH], tl.float32)
+    grad_v_tile = tl.zeros([ROWS * COLUMNS, DEPTH], tl.float32)
+    to_log2 = scale * _LOG2_E
+    for first in range(0, num_tokens, QUERIES):
+        queries = first + tl.arange(0, QUERIES)
+        is_query, patches = queries < num_tokens, queries - num_prefix
+        q_tile = _tokens(q, queries, ql, is_query, HEAD_DIM, DEPTH)
+        grad_tile = _tokens(grad_out, queries, gl, is_query, HEAD_DIM, DEPTH)
+        sum_tile = tl.load(log_sum + pair * num_tokens + queries, mask=is_query, other=0.0)
+        delta_tile = tl.load(delta + pair * num_tokens + queries, mask=is_query, other=0.0)
+        logits = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * to_log2
+        with_bias = has_factors[:, None] & (is_query & (patches >= 0))[None, :]
+        row_factor = tl.load(row + patches[None, :] * rn + rows[:, None] * ri, mask=with_bias, other=0.0)
+        column_factor = tl.load(column + patches[None, :] * cn + columns[:, None] * cj, mask=with_bias, other=0.0)
+        logits += row_factor * column_factor * _LOG2_E
+        valid = is_key[:, None] & is_query[None, :]
+        if HAS_BIAS:
+            place = bias + queries[None, :] * bm + keys[:, None] * bn
+            logits += tl.load(place, mask=valid, other=0.0).to(tl.float32) * _LOG2_E
+        weights = tl.where(valid, tl.exp2(logits - sum_tile[None, :]), 0.0)
+        grad_v_tile += tl.dot(weights.to(grad_tile.dtype), grad_tile, input_precision=PRECISION)
+        grad_weights = tl.dot(v_tile, tl.trans(grad_tile), input_precision=PRECISION)
+        grad = weights * (grad_weights - delta_tile[None, :])
+        grad_k_tile += tl.dot(grad.to(q_tile.dtype), q_tile, input_precision=PRECISION)
+    base = (image * num_tokens * num_heads + head) * HEAD_DIM
+    _store_tokens(grad_k + base, keys, num_heads * HEAD_DIM, is_key, grad_k_tile * scale, HEAD_DIM, DEPTH)
+    _store_tokens(grad_v + base, keys, num_heads * HEAD_DIM, is_key, grad_v_tile, HEAD_DIM, DEPTH)
+
+
+@triton.jit
+def backward_bias(
+    q, k, v, row, column, bias, grad_out, log_sum, delta, grad_bias, scale,
+    qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn, gb, gh, gl,
+    num_images, num_heads, num_tokens, num_prefix, width, period, bias_heads, num_tiles,
+    HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradient of a tile of attn_bias, [period, bias_heads, L, L]: a sum over the images and heads that share it."""
+    group, tile = tl.program_id(0) // (num_tiles * num_tiles), tl.program_id(0) % (num_tiles * num_tiles)
+    queries = (tile // num_tiles) * QUERIES + tl.arange(0, QUERIES)
+    keys = (tile % num_tiles) * KEYS + tl.arange(0, KEYS)
+    is_query, is_key = queries < num_tokens, keys < num_tokens
+    valid = is_query[:, None] & is_key[None, :]
+    patches, key_patches = queries - num_prefix, keys - num_prefix
+    with_bias = valid & (patches >= 0)[:, None] & (key_patches >= 0)[None, :]
+    rows, columns = key_patches // width, key_patches % width
+    first_image, first_head = (group // bias_heads).to(tl.int64), group % bias_heads
+    bias += first_image * bb + first_head * bh
+    added = _added(bias, queries, keys, bm, bn, valid)
+    grad_tile = tl.zeros([QUERIES, KEYS], tl.float32)
+    to_log2 = scale * _LOG2_E
+    for image in range(first_image, num_images, period):
+        for head in range(first_head, num_heads, bias_heads):
+            at = (image * num_heads + head) * num_tokens + queries
+            q_tile = _tokens(q + image * qb + head * qh, queries, ql, is_query, HEAD_DIM, DEPTH)
+            k_tile = _tokens(k + image * kb + head * kh, keys, kl, is_key, HEAD_DIM, DEPTH)
+            v_tile = _tokens(v + image * vb + head * vh, keys, vl, is_key, HEAD_DIM, DEPTH)
+            out_tile = _tokens(grad_out + image * gb + head * gh, queries, gl, is_query, HEAD_DIM, DEPTH)
+            sum_tile = tl.load(log_sum + at, mask=is_query, other=0.0)
+            delta_tile = tl.load(delta + at, mask=is_query, other=0.0)
+            place = row + image * rb + head * rh + patches[:, None] * rn + rows[None, :] * ri
+            row_factor = tl.load(place, mask=with_bias, other=0.0)
+            place = column + image * cb + head * ch + patches[:, None] * cn + columns[None, :] * cj
+            column_factor = tl.load(place, mask=with_bias, other=0.0)
+            logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
+            logits += row_factor * column_factor * _LOG2_E + added
+            grad_tile += _grad_logits(logits, sum_tile, out_tile, v_tile, delta_tile, valid, PRECISION)
+    place = grad_bias + (group.to(tl.int64) * num_tokens + queries[:, None]) * num_tokens + keys[None, :]
+    tl.store(place, grad_tile, mask=valid)
