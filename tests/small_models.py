@@ -68,9 +68,9 @@ class Subject:
             return small(self.name, locat=config, **{**self.kwargs, **kwargs})
         return locatvit.add_locat(self.plain(**kwargs), config)
 
-    def host_of(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+    def host_of(self, model: nn.Module) -> nn.Module:
         """The plain model with the weights that ``model`` shares with it, in evaluation mode."""
-        host, shared = self.plain(**kwargs), model.state_dict()
+        host, shared = self.plain(), model.state_dict()
         host.load_state_dict({key: shared[key] for key in host.state_dict()})
         return host.eval()
 
@@ -101,8 +101,8 @@ class Subject:
 
     @property
     def equal_counts(self) -> list[tuple[int, int]]:
-        """Image sizes with as many patches as the model is built for, but in other grids."""
-        return [(36, 64), (64, 36)] if self.is_windowed else [(8, 72), (72, 8)]
+        """Another image size with as many patches as the model is built for, and that one."""
+        return [(36, 64), (48, 48)] if self.is_windowed else [(8, 72), (24, 24)]
 
     def reads_patches(self, config: LocAtConfig) -> bool:
         """Whether the head gets to see the last block's patches."""
