@@ -200,7 +200,7 @@ def _variants() -> dict[str, LocAtConfig]:
 VARIANTS = _variants()
 REFUSED: dict[tuple[str, str], str] = {
     ("Jumbo", "pooling"): "pooling is 'avg', but the head of a Jumbo model reads its wide .*: leave pooling at 'host'",
-    ("RoPEViT", "position_embedding"): "has no absolute position embedding to remove, its positions are rotary",
+    ("RoPEViT", "position_embedding"): "has no absolute position embedding to remove",
     ("Swin", "position_embedding"): "Swin has no absolute position embedding to remove",
 }
 """Family and field that it cannot serve when changed, to the message."""

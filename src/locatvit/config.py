@@ -66,6 +66,9 @@ class LocAtConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
+        for name in ("gaug", "prr", "position_embedding", "distance_clamp"):
+            if not isinstance(getattr(self, name), bool):
+                raise LocAtError(f"{name} is {getattr(self, name)!r}; it must be True or False")
         _check_choice("kernel", self.kernel, get_args(Kernel))
         _check_choice("alpha", self.alpha, get_args(AlphaSource))
         _check_choice("start", self.start, ("paper", "identity"))
@@ -73,11 +76,14 @@ class LocAtConfig:
         _check_choice("variance_scaling", self.variance_scaling, ("linear", "area", "none"))
         if isinstance(self.variance, str):
             _check_choice("variance", self.variance, (*get_args(VarianceSource), "a number"))
-        elif not 0 < self.variance < math.inf:
-            raise LocAtError(f"variance is {self.variance}; a fixed one must be a number > 0 (patches²)")
-        if self.variance_floor != "auto" and not 0 <= self.variance_floor < math.inf:
-            raise LocAtError(f"variance_floor is {self.variance_floor}; it must be 'auto' or a number >= 0 (patches²)")
+        elif not (_is_number(self.variance) and 0 < self.variance < math.inf):
+            raise LocAtError(f"variance is {self.variance!r}; a fixed one must be a number > 0 (patches²)")
+        floor = self.variance_floor
+        if floor != "auto" and not (_is_number(floor) and 0 <= floor < math.inf):
+            raise LocAtError(f"variance_floor is {floor!r}; it must be 'auto' or a number >= 0 (patches²)")
         if self.layers is not None:
+            if not isinstance(self.layers, list | tuple) or not all(type(layer) is int for layer in self.layers):
+                raise LocAtError(f"layers is {self.layers!r}; it must be None or the numbers of blocks, e.g. (0, 1)")
             # a YAML file or a JSON one gives a list
             object.__setattr__(self, "layers", tuple(self.layers))
         self._check_combinations()
@@ -104,6 +110,10 @@ class LocAtConfig:
             )
         if self.pooling == "avg" and self.prr:
             raise LocAtError("pooling is 'avg' and prr is True; the average takes PRR's place: set prr to False")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

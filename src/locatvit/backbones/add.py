@@ -8,8 +8,9 @@ from torch import nn
 
 from locatvit.backbones import BACKBONES
 from locatvit.config import LocAtConfig
-from locatvit.errors import LocAtError
+from locatvit.errors import LocAtError, near_matches
 from locatvit.layers import LocalityAttention
+from locatvit.ops import BACKENDS
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -34,6 +35,8 @@ def add_locat(model: Model, config: LocAtConfig | None = None) -> Model:
     config = config or LocAtConfig()
     if any(isinstance(module, LocalityAttention) for module in model.modules()) or hasattr(model, "locat_config"):
         raise LocAtError(f"this {type(model).__name__} has LocAt already; add_locat takes a model without it")
+    if config.backend not in (*BACKENDS, "auto"):
+        raise LocAtError(f"backend {config.backend!r} is unknown; {near_matches(config.backend, [*BACKENDS, 'auto'])}")
     for family in BACKBONES:
         if family.matches(model):
             family.add(model, config)

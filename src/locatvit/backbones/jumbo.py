@@ -168,8 +168,8 @@ class Jumbo(VisionTransformer):
         Raises:
             LocAtError: ``global_pool`` is none that a Jumbo has.
         """
-        if global_pool is not None:
-            _check_pool(global_pool, ("token", "") if self.attn_pool is None else ("token", "", "prr"))
+        choices = ("token", "") if self.attn_pool is None else ("token", "", "prr")
+        _check_pool(self.global_pool if global_pool is None else global_pool, choices, num_classes)
         super().reset_classifier(num_classes, global_pool)
         self._make_head(num_classes, device=self.cls_token.device, dtype=self.cls_token.dtype)
         _even_odds(self.head)
@@ -202,10 +202,15 @@ def _check_keywords(num_jumbo_tokens: int, kwargs: dict[str, Any]) -> None:
     for name, value in _FIXED.items():
         if kwargs.get(name, value) != value:
             raise LocAtError(f"{name} is {kwargs[name]!r}; a Jumbo model has {name}={value!r}: leave it out")
-    _check_pool(kwargs.get("global_pool", "token"), ("token", ""))
+    _check_pool(kwargs.get("global_pool", "token"), ("token", ""), kwargs.get("num_classes", 1000))
 
 
-def _check_pool(global_pool: str, choices: tuple[str, ...]) -> None:
+def _check_pool(global_pool: str, choices: tuple[str, ...], num_classes: int) -> None:
+    if global_pool == "" and num_classes > 0:
+        raise LocAtError(
+            f"global_pool is '' and num_classes is {num_classes}; without pooling there is no wide [CLS] for the head "
+            "to read: set num_classes to 0, or global_pool to 'token'"
+        )
     if global_pool not in choices:
         raise LocAtError(
             f"global_pool is {global_pool!r}; the head of a Jumbo model reads its wide [CLS], so it must be one of "

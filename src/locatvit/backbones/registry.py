@@ -128,6 +128,11 @@ def _with_locat(name: str) -> Callable[..., nn.Module]:
         # here, not above: timm may be imported by the very module that add_locat is made of
         from locatvit.backbones.add import add_locat
 
+        if kwargs.get("features_only"):
+            raise LocAtError(
+                "features_only is True, which hides the model from LocAt; create it without, and take its features by "
+                "locatvit.extract_features, or by its forward_intermediates"
+            )
         config = locat or LocAtConfig()
         config = replace(
             config,

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from locatvit.backbones import timm_vit
 from locatvit.backbones.family import Family
 from locatvit.config import LocAtConfig
-from locatvit.errors import LocAtError
 from locatvit.layers import LocalityAttention
 from locatvit.layers.attention import Terms, additive, projections, refuse_causal
 
@@ -33,10 +32,11 @@ class RotaryLocalityAttention(LocalityAttention):
         """See ``LocalityAttention.terms``; ``rope`` is the sines and cosines of the patches, [..., N, 2 K]."""
         refuse_causal(is_causal)
         q, k, v = projections(self, x)
-        bias = self.locality_bias(q, k, x)
+        attn_bias = additive(attn_mask, q)
+        bias = self.locality_bias(q, k, x, attn_bias)
         if rope is not None:
             q, k = (self._rotated(tokens, rope).type_as(v) for tokens in (q, k))
-        return Terms(q, k, v, bias, additive(attn_mask, q))
+        return Terms(q, k, v, bias, attn_bias)
 
     def _rotated(self, tokens: Float[Tensor, "B H L K"], rope: Tensor) -> Float[Tensor, "B H L K"]:
         prefix, patches = tokens.tensor_split((self.num_prefix_tokens,), dim=2)
@@ -50,11 +50,6 @@ def matches(model: nn.Module) -> bool:
 def add(model: Any, config: LocAtConfig) -> None:
     """See ``add_locat``."""
     timm_vit.check(model, config, AttentionRope)
-    if not config.position_embedding and model.pos_embed is None:
-        raise LocAtError(
-            "position_embedding is False but this model has no absolute position embedding to remove, its positions "
-            "are rotary: leave position_embedding at True, or create the model with use_rot_pos_emb=False"
-        )
     timm_vit.prepare(model, config)
     timm_vit.add_gaug(model, config, RotaryLocalityAttention)
     if config.prr:

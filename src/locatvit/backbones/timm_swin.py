@@ -31,7 +31,7 @@ class WindowLocalityAttention(LocalityAttention, WindowAttention):
         attn_bias = self._get_rel_pos_bias().to(q.dtype)
         if mask is not None:
             attn_bias = attn_bias + mask[:, None].to(q.dtype)
-        return Terms(q, k, v, self.locality_bias(q, k, x), attn_bias)
+        return Terms(q, k, v, self.locality_bias(q, k, x, None), attn_bias)
 
     def grid_of(self, num_patches: int) -> GridSize:
         """The window, as it is now: ``set_input_size`` changes it."""
@@ -73,12 +73,12 @@ def add(model: SwinTransformer, config: LocAtConfig) -> None:
     """See ``add_locat``."""
     blocks = [block for stage in model.layers for block in stage.blocks]
     _check(model, config, len(blocks))
+    refinement = PatchRefinement(model.num_features, blocks[-1].attn.num_heads, config.start) if config.prr else None
     for index, block in enumerate(blocks):
         if config.gaug and (config.layers is None or index in config.layers):
             gaug = make_gaug(block.attn, block.attn.window_size, config)
             block.attn = WindowLocalityAttention(block.attn, gaug, None, num_prefix_tokens=0, backend=config.backend)
-    if config.prr:
-        refinement = PatchRefinement(model.num_features, blocks[-1].attn.num_heads, config.start)
+    if refinement is not None:
         weight = model.patch_embed.proj.weight
         refinement.to(device=weight.device, dtype=weight.dtype)
         model.head.global_pool = RefinedMapPool(refinement, model.head.global_pool)

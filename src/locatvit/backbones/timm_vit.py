@@ -78,6 +78,16 @@ class RecordGrid:
         self.grid.record(patch_embed.dynamic_feat_size(args[0].shape[-2:]))
 
 
+class EnterBlock:
+    """Forward pre-hook on a block: tells which tokens enter it."""
+
+    def __init__(self, grid: CurrentGrid) -> None:
+        self.grid = grid
+
+    def __call__(self, block: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.grid.enter(args[0])
+
+
 class RecordMask:
     """Forward pre-hook on the last block: records the mask that it gets."""
 
@@ -95,6 +105,10 @@ def matches(model: nn.Module) -> bool:
 def add(model: VisionTransformer, config: LocAtConfig) -> None:
     """See ``add_locat``."""
     check(model, config, Attention)
+    if config.pooling == "avg" and isinstance(model, VisionTransformerDistilled):
+        raise LocAtError(
+            "pooling is 'avg', but a distilled DeiT reads its two prefix tokens and pools nothing: leave it at 'host'"
+        )
     prepare(model, config)
     add_gaug(model, config, LocalityAttention)
     if config.prr:
@@ -111,6 +125,11 @@ def check(model: Any, config: LocAtConfig, attention: type[nn.Module]) -> None:
                 f"block {index} has {type(found).__name__} where LocAt needs timm's {attention.__name__} with one "
                 "qkv projection; choose a model built of plain blocks"
             )
+    if not config.position_embedding and model.pos_embed is None:
+        raise LocAtError(
+            "position_embedding is False but this model has no absolute position embedding to remove: leave "
+            "position_embedding at True"
+        )
     if config.gaug and not isinstance(model.patch_drop, nn.Identity | None):
         raise LocAtError(
             "patch_drop_rate is above 0; GAug needs every patch at its place on the grid: "
@@ -145,6 +164,7 @@ def add_gaug(model: Any, config: LocAtConfig, replacement: type[LocalityAttentio
                 num_prefix_tokens=model.num_prefix_tokens,
                 backend=config.backend,
             )
+            block.register_forward_pre_hook(EnterBlock(grid))
     model.patch_embed.register_forward_hook(RecordGrid(grid))
 
 

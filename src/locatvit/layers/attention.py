@@ -83,13 +83,20 @@ class LocalityAttention(nn.Module):
         """
         refuse_causal(is_causal)
         q, k, v = projections(self, x)
-        return Terms(q, k, v, self.locality_bias(q, k, x), additive(attn_mask, q))
+        attn_bias = additive(attn_mask, q)
+        return Terms(q, k, v, self.locality_bias(q, k, x, attn_bias), attn_bias)
 
-    def locality_bias(self, q: Tensor, k: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | Tensor:
-        """GAug's bias of the patches, from normed and not yet rotated queries and keys."""
+    def locality_bias(
+        self, q: Tensor, k: Tensor, x: Tensor, attn_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor] | Tensor:
+        """GAug's bias of the patches, from normed and not yet rotated queries and keys, and what excludes keys."""
         first = self.num_prefix_tokens
         q, k, x = q[:, :, first:], k[:, :, first:], x[:, first:]
-        return self.gaug(q, self.grid_of(q.shape[2]), k=k, x=x)
+        allowed = None
+        if attn_bias is not None and self.gaug.config.alpha == "auto":  # what is excluded must not count in its mean
+            allowed = attn_bias[..., first:] > float("-inf")
+            allowed = allowed[..., first:, :] if allowed.shape[-2] > 1 else allowed
+        return self.gaug(q, self.grid_of(q.shape[2]), k=k, x=x, allowed=allowed)
 
     def grid_of(self, num_patches: int) -> GridSize:
         """The present grid, of ``num_patches`` patches."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from locatvit.errors import LocAtError
 from locatvit.grid import GridSize, check_grid
 
 # One thread's forward pass does not see another's grid.
-_of_this_context: ContextVar[tuple[int, GridSize] | None] = ContextVar("locatvit_grid", default=None)
+_of_this_context: ContextVar[tuple[object, GridSize] | None] = ContextVar("locatvit_grid", default=None)
 
 
 class CurrentGrid:
@@ -19,19 +20,34 @@ class CurrentGrid:
 
     An attention sees [B, L, D] and cannot tell 14 x 14 from 7 x 28. The host's patch embedding sees the image: a
     forward hook on it, installed by the backbone's adapter, calls ``record``. Gradient checkpointing runs blocks
-    again after other images may have passed, so the last grid of each number of patches is remembered.
+    again after other images may have passed: a forward pre-hook on each block calls ``enter``, which knows the tokens
+    that entered it once. Where neither helps, the last grid of each number of patches does.
     """
 
     def __init__(self) -> None:
+        self._key = object()  # not id(self), which another one may have later
         self._latest: GridSize | None = None
         self._by_num_patches: dict[int, GridSize] = {}
+        self._by_tokens: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
     def record(self, grid_size: GridSize) -> None:
         """Remember the grid of the images that enter the model now."""
         self._latest = grid_size
         if not torch.compiler.is_compiling():
             self._by_num_patches[grid_size[0] * grid_size[1]] = grid_size
-            _of_this_context.set((id(self), grid_size))
+            _of_this_context.set((self._key, grid_size))
+
+    def enter(self, tokens: Tensor) -> None:
+        """A block begins with these tokens, for the first time or, in a backward pass, once more."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        known = self._by_tokens.get(tokens)
+        if known is not None:
+            _of_this_context.set((self._key, known))
+            return
+        context = _of_this_context.get()
+        if context is not None and context[0] is self._key:
+            self._by_tokens[tokens] = context[1]
 
     def of(self, num_patches: int, num_prefix_tokens: int) -> GridSize:
         """The grid of ``num_patches`` patches.
@@ -43,7 +59,7 @@ class CurrentGrid:
             assert self._latest is not None
             return self._latest
         context = _of_this_context.get()
-        if context is not None and context[0] == id(self) and context[1][0] * context[1][1] == num_patches:
+        if context is not None and context[0] is self._key and context[1][0] * context[1][1] == num_patches:
             return context[1]
         if num_patches in self._by_num_patches:
             return self._by_num_patches[num_patches]
@@ -55,8 +71,5 @@ class CurrentGrid:
         check_grid(self._latest, num_patches, num_prefix_tokens)
         return self._latest
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[CurrentGrid], tuple[()]]:
+        return CurrentGrid, ()  # a copy has seen no images

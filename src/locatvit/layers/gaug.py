@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,6 +90,7 @@ class GAug(nn.Module):
         *,
         k: Float[Tensor, "B H N K"] | None = None,
         x: Float[Tensor, "B N D"] | None = None,
+        allowed: Bool[Tensor, ...] | None = None,
     ) -> tuple[Float[Tensor, "B H N h"], Float[Tensor, "B H N w"]] | Float[Tensor, "B H N N"]:
         """alpha times G (Eqs. 8-10): its two factors, or where the kernel does not separate, itself.
 
@@ -98,9 +101,10 @@ class GAug(nn.Module):
             grid_size: (h, w) of these patches.
             k: their keys, for ``alpha="auto"``.
             x: their tokens at the attention's input, for ``variance="input"``.
+            allowed: which keys a mask leaves to a query, for ``alpha="auto"``; broadcastable to [B, H, N, N].
         """
-        with torch.autocast(q.device.type, enabled=False):
-            variance, alpha = self.variance_and_alpha(q, grid_size, k=k, x=x)
+        with _without_autocast(q.device.type):
+            variance, alpha = self.variance_and_alpha(q, grid_size, k=k, x=x, allowed=allowed)
             if self.log_var is not None and self.variance_floor:
                 variance = variance + self.variance_floor
             if self.kernel.factors is None:
@@ -121,6 +125,7 @@ class GAug(nn.Module):
         *,
         k: Float[Tensor, "B H N K"] | None = None,
         x: Float[Tensor, "B N D"] | None = None,
+        allowed: Bool[Tensor, ...] | None = None,
     ) -> tuple[Float[Tensor, "B H N W"], Float[Tensor, "B H N"]]:
         """Variance (or width) before the floor is added, and alpha.
 
@@ -138,7 +143,7 @@ class GAug(nn.Module):
             return variance, self._positive(alpha_logits)
         if self.config.alpha == "auto":
             assert k is not None, "alpha='auto' needs the keys"
-            return variance, mean_logit_size(q, k)
+            return variance, mean_logit_size(q, k, allowed)
         return variance, torch.ones((), dtype=_precise(q), device=q.device).expand(q.shape[:-1])
 
     def _logits(self, q: Tensor, x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -182,10 +187,26 @@ class GAug(nn.Module):
         )
 
 
-def mean_logit_size(q: Float[Tensor, "B H N K"], k: Float[Tensor, "B H N K"]) -> Float[Tensor, "B H N"]:
-    """alpha_p = mean over t of |q_p| |k_t| / sqrt(K), over patches alone (Eqs. 13-19); in at least float32."""
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()  # the meta device
+
+
+def mean_logit_size(
+    q: Float[Tensor, "B H N K"], k: Float[Tensor, "B H N K"], allowed: Bool[Tensor, ...] | None = None
+) -> Float[Tensor, "B H N"]:
+    """alpha_p = mean over t of |q_p| |k_t| / sqrt(K), over patches alone (Eqs. 13-19); in at least float32.
+
+    Args:
+        q, k: of the patches.
+        allowed: the keys that count, broadcastable to [B, H, N, N]; None for all.
+    """
     q, k = q.to(_precise(q)), k.to(_precise(k))
-    return q.norm(dim=-1) * (k.norm(dim=-1).mean(dim=-1, keepdim=True) * q.shape[-1] ** -0.5)
+    sizes = k.norm(dim=-1)[..., None, :]  # [B, H, 1, N]
+    if allowed is not None:
+        sizes = sizes * allowed / allowed.float().mean(dim=-1, keepdim=True).clamp(min=1 / k.shape[-2])
+    return q.norm(dim=-1) * (sizes.mean(dim=-1) * q.shape[-1] ** -0.5)
 
 
 def _linear(x: Tensor, layers: list[nn.Linear]) -> Tensor:
