@@ -6,7 +6,9 @@ kernels are in ``triton_kernels.py``, the mathematics in README.md.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -221,6 +223,17 @@ def _precision(q: Tensor) -> str:
     return "ieee" if q.dtype == torch.float32 else "tf32"
 
 
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device, which need not be that of the tensors."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any) -> Any:
+        with torch.cuda.device_of(arguments[0]):
+            return function(*arguments)
+
+    return guarded
+
+
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor row, Tensor column, Tensor? attn_bias"
 _library = torch.library.Library("locatvit", "FRAGMENT")
 _library.define(f"fused_forward({_TENSORS}, int num_prefix_tokens, float scale) -> (Tensor, Tensor)")
@@ -229,8 +242,8 @@ _library.define(
     "bool[] needs) -> Tensor[]"
 )
 for _device in ("CUDA", "CPU"):  # on a CPU it runs in Triton's interpreter alone
-    _library.impl("fused_forward", forward, _device)
-    _library.impl("fused_backward", backward, _device)
+    _library.impl("fused_forward", _on_its_device(forward), _device)
+    _library.impl("fused_backward", _on_its_device(backward), _device)
 
 
 @torch.library.register_fake("locatvit::fused_forward", lib=_library)
