@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from locatvit.analysis.attention_maps import attention_maps
     from locatvit.backbones.add import add_locat
     from locatvit.backbones.checkpoint import load_checkpoint, save_checkpoint
+    from locatvit.backbones.freeze import freeze_host
+    from locatvit.backbones.hub import load_pretrained, push_to_hub, save_pretrained
     from locatvit.backbones.registry import create_model
     from locatvit.config import LocAtConfig
     from locatvit.errors import LocAtError
@@ -26,6 +28,10 @@ _HOMES = {
     "add_locat": "locatvit.backbones.add",
     "attention_maps": "locatvit.analysis.attention_maps",
     "create_model": "locatvit.backbones.registry",
+    "freeze_host": "locatvit.backbones.freeze",
+    "load_pretrained": "locatvit.backbones.hub",
+    "push_to_hub": "locatvit.backbones.hub",
+    "save_pretrained": "locatvit.backbones.hub",
     "extract_features": "locatvit.evaluation.extract",
     "Features": "locatvit.features",
     "load_checkpoint": "locatvit.backbones.checkpoint",
@@ -42,8 +48,12 @@ __all__ = [
     "attention_maps",
     "create_model",
     "extract_features",
+    "freeze_host",
     "load_checkpoint",
+    "load_pretrained",
+    "push_to_hub",
     "save_checkpoint",
+    "save_pretrained",
 ]
 
 

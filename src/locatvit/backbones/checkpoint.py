@@ -26,7 +26,8 @@ from locatvit.layers import GAug
 from locatvit.storage import write_bytes
 
 _HUB = "hf-hub:"
-_WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+"""Of a folder, or of a repository on the hub."""
 # Where training programs put the weights in a pickle, e.g. timm's; the averaged ones first.
 _STATE_DICT_KEYS = ("state_dict_ema", "state_dict", "model_ema", "model", "module")
 _METADATA_KEY = "locatvit"
@@ -143,7 +144,7 @@ class Weights:
         Raises:
             LocAtError: no such file; truncated, foreign or unsafe content.
         """
-        path = _locate(source, cache_dir)
+        path = fetch(source, WEIGHTS_FILE, cache_dir=cache_dir)
         state, meaning = _read_safetensors(path) if path.suffix == ".safetensors" else (_unpickle(path), None)
         return cls(path, {key.removeprefix("module."): value for key, value in state.items()}, meaning)
 
@@ -177,21 +178,27 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _locate(source: str | Path, cache_dir: str | None) -> Path:
+def fetch(source: str | Path, name: str, *, cache_dir: str | None = None) -> Path:
+    """The file ``name`` of a folder or of a repository on the hub; ``source`` itself where it is a file.
+
+    Raises:
+        LocAtError: there is no such file, or it cannot be fetched.
+    """
     if str(source).startswith(_HUB):
         repository = str(source).removeprefix(_HUB)
         try:
-            return Path(hf_hub_download(repository, _WEIGHTS_FILE, cache_dir=cache_dir))
+            return Path(hf_hub_download(repository, name, cache_dir=cache_dir))
         except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
             raise LocAtError(
-                f"cannot fetch {_WEIGHTS_FILE} of {repository!r} from the hub ({_first_line(error)}); check "
+                f"cannot fetch {name} of {repository!r} from the hub ({_first_line(error)}); check "
                 "the name and the connection, or give the path of a downloaded file"
             ) from error
     path = Path(source)
     if path.is_dir():
-        path = path / _WEIGHTS_FILE
+        path = path / name
     if not path.is_file():
-        raise LocAtError(f"no checkpoint at {path}; give a file, a folder with {_WEIGHTS_FILE}, or hf-hub:owner/name")
+        what = "checkpoint" if name == WEIGHTS_FILE else name
+        raise LocAtError(f"no {what} at {path}; give a file, a folder with {name}, or hf-hub:owner/name")
     return path
 
 

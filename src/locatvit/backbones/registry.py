@@ -119,7 +119,7 @@ def _with_locat(name: str) -> Callable[..., nn.Module]:
     def entrypoint(
         pretrained: bool = False,
         *,
-        locat: LocAtConfig | None = None,
+        locat: LocAtConfig | dict[str, Any] | None = None,
         gaug: bool | None = None,
         prr: bool | None = None,
         no_pos_emb: bool = False,
@@ -133,7 +133,7 @@ def _with_locat(name: str) -> Callable[..., nn.Module]:
                 "features_only is True, which hides the model from LocAt; create it without, and take its features by "
                 "locatvit.extract_features, or by its forward_intermediates"
             )
-        config = locat or LocAtConfig()
+        config = LocAtConfig(**locat) if isinstance(locat, dict) else locat or LocAtConfig()
         config = replace(
             config,
             gaug=config.gaug if gaug is None else gaug,
@@ -159,20 +159,23 @@ def _create(name: str, build: Callable[..., nn.Module], pretrained: bool, kwargs
     cfg = kwargs.pop("pretrained_cfg", None) or default_cfgs[name].default.to_dict()
     cfg = cfg if isinstance(cfg, dict) else cfg.to_dict()
     overlay, cache_dir = kwargs.pop("pretrained_cfg_overlay", None) or {}, kwargs.pop("cache_dir", None)
+    kwargs.pop("pretrained_model_args", None)  # timm's note of what a folder says; it is in kwargs as well
     model: Any = build(**kwargs)
     model.pretrained_cfg = model.default_cfg = {**cfg, "architecture": name, **overlay}
     if pretrained:
-        _load_published(model, name, MODELS[name], cache_dir)
+        _load_published(model, name, cfg, cache_dir)
     return model
 
 
-def _load_published(model: nn.Module, name: str, named: NamedModel, cache_dir: str | None) -> None:
-    if named.hub_id is None:
-        published = ", ".join(known for known, other in MODELS.items() if other.hub_id)
-        raise LocAtError(f"there are no published weights of {name}; there are of {published}: use pretrained=False")
+def _load_published(model: nn.Module, name: str, cfg: dict[str, Any], cache_dir: str | None) -> None:
+    """From the folder or repository that timm was pointed at, or else from where the authors published the name."""
     from locatvit.backbones.checkpoint import load_checkpoint
 
-    load_checkpoint(model, f"hf-hub:{named.hub_id}", cache_dir=cache_dir)
+    source = cfg.get("file") or (f"hf-hub:{cfg['hf_hub_id']}" if cfg.get("hf_hub_id") else None)
+    if source is None:
+        published = ", ".join(known for known, other in MODELS.items() if other.hub_id)
+        raise LocAtError(f"there are no published weights of {name}; there are of {published}: use pretrained=False")
+    load_checkpoint(model, source, cache_dir=cache_dir)
 
 
 def _register(name: str) -> None:
