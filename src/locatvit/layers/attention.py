@@ -58,7 +58,7 @@ class LocalityAttention(nn.Module):
         self, host: nn.Module, gaug: GAug, grid: CurrentGrid | None, *, num_prefix_tokens: int, backend: str = "auto"
     ) -> None:
         nn.Module.__init__(self)  # alone: a subclass that is also the host's class must not build it anew
-        _take_over(self, host)
+        take_over(self, host)
         self.num_prefix_tokens = num_prefix_tokens
         self.backend = backend
         self.grid = grid
@@ -131,14 +131,14 @@ class LocalityAttention(nn.Module):
         if isinstance(terms.bias, tuple):
             return terms.bias, terms.attn_bias
         dense = F.pad(terms.bias, (self.num_prefix_tokens, 0, self.num_prefix_tokens, 0))
-        return None, dense if terms.attn_bias is None else dense + repeated(terms.attn_bias, len(dense))
+        return None, dense if terms.attn_bias is None else dense + repeated(terms.attn_bias, dense.shape[0])
 
 
-def _take_over(attention: nn.Module, host: nn.Module) -> None:
-    """Everything that the host has, in its order: weights, modules, buffers, settings, hooks."""
+def take_over(module: nn.Module, host: nn.Module) -> None:
+    """Give ``module`` everything that the host has, in its order: weights, modules, buffers, settings, hooks."""
     for name, value in vars(host).items():
         # what we add later must not appear in the host
-        vars(attention)[name] = value.copy() if name in ("_parameters", "_buffers", "_modules") else value
+        vars(module)[name] = value.copy() if name in ("_parameters", "_buffers", "_modules") else value
 
 
 def refuse_causal(is_causal: bool) -> None:

@@ -46,7 +46,7 @@ def attention_weights(
     if row_factor is not None and column_factor is not None:
         attn_logits = attn_logits + supplement(row_factor, column_factor, num_prefix_tokens).to(dtype)
     if attn_bias is not None:
-        attn_logits = attn_logits + repeated(attn_bias, len(q)).to(dtype)
+        attn_logits = attn_logits + repeated(attn_bias, q.shape[0]).to(dtype)
     return attn_logits.softmax(dim=-1)
 
 

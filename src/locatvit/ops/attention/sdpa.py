@@ -30,5 +30,9 @@ def run(
         return PiecewiseAttention.apply(q, k, v, row_factor, column_factor, attn_bias, num_prefix_tokens, scale)
     attn_mask = supplement(row_factor, column_factor, num_prefix_tokens).to(q.dtype)
     if attn_bias is not None:
-        attn_mask = attn_mask + repeated(attn_bias, len(q)).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale, dropout_p=dropout_p)
+        attn_mask = attn_mask + repeated(attn_bias, q.shape[0]).to(q.dtype)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale, dropout_p=dropout_p)
+    if torch.compiler.is_exporting():
+        # what a program is later made of need not lay its output out as torch's kernel does here
+        return out.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
+    return out
