@@ -61,6 +61,7 @@ ADDRESSES: dict[str, tuple[str, ...]] = {
     "jsonargparse": ("cli/*.py",),
     "yaml": ("recipes/*.py",),
     "wrapt": ("__init__.py",),
+    "onnxruntime": ("recipes/export.py",),
 }
 """Where an outside library may be imported. Those that are not listed may be imported anywhere."""
 TIMM_IN_TRAINING = {"timm.optim", "timm.data", "timm.utils"}
@@ -71,7 +72,7 @@ WITHOUT_TORCH = (
     "locatvit.recipes.config", "locatvit.report.tables", "locatvit.report.runs", "locatvit.cli.main",
     "locatvit.cli.options", "locatvit.cli.train", "locatvit.cli.validate", "locatvit.cli.segment",
     "locatvit.cli.report", "locatvit.cli.quickstart", "locatvit.cli.show", "locatvit.cli.profile",
-    "locatvit.recipes.profile_config",
+    "locatvit.recipes.profile_config", "locatvit.cli.export", "locatvit.recipes.export_config",
 )  # fmt: skip
 FILES = sorted(SOURCE.rglob("*.py"))
 

@@ -16,6 +16,7 @@ VERBS = {
     "validate": "measure a classifier on the validation images",
     "segment": "train a segmentation head on a frozen backbone and measure it",
     "profile": "what a model costs with LocAt and without: parameters, FLOPs, speed, memory",
+    "export": "write a model as ONNX or a torch.export program, compared with the model",
     "report": "put finished runs into one table or page",
 }
 """The only list: a verb is a module of this package with ``run(arguments)``."""
