@@ -42,11 +42,11 @@ def main() -> int:
     half, full = torch.bfloat16, torch.float32
     for grid_size, head_dim, dtype, prefix, bias in (
         ((14, 14), 64, half, 1, False), ((64, 64), 80, half, 5, False), ((7, 7), 32, half, 0, True),
-        ((14, 14), 64, full, 1, False),
+        ((14, 14), 64, full, 1, False), ((5, 37), 8, half, 16, True),
     ):  # fmt: skip
         tiles, word = choose_tiles(grid_size, head_dim, dtype), "bf16" if dtype == half else "fp32"
         common = {
-            "HEAD_DIM": head_dim, "DEPTH": 1 << (head_dim - 1).bit_length(), "QUERIES": tiles.queries,
+            "HEAD_DIM": head_dim, "DEPTH": max(16, 1 << (head_dim - 1).bit_length()), "QUERIES": tiles.queries,
             "PRECISION": "ieee" if dtype == full else "tf32",
         }  # fmt: skip
         tiled = {**common, "ROWS": tiles.rows, "COLUMNS": tiles.columns, "HAS_BIAS": bias}

@@ -44,7 +44,8 @@ class LocAtConfig:
             acts on grids larger than the trained one only. False gives Eq. 8 as printed.
         variance_scaling: how the variance follows another grid than the trained one: ``"linear"`` multiplies
             by the ratio of the shorter sides (the authors' rule), ``"area"`` by its square, which covers the
-            same part of the image, ``"none"`` leaves it. A width in patches is multiplied by the ratio by both.
+            same part of the image, ``"none"`` leaves it. Of Swin the grid is the window, which only
+            ``set_input_size`` and images smaller than a window change. A width in patches is multiplied by the ratio by both.
         backend: a name of ``locatvit.ops.BACKENDS``, or ``"auto"`` for the first that can run.
 
     Raises:

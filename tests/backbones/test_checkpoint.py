@@ -241,8 +241,7 @@ def test_plain_weights_in_a_model_with_locat(tmp_path: Path) -> None:
     refused(
         small(),
         path,
-        r"missing blocks.0.attn.gaug.log_var.weight, .* and 5 more; unexpected nothing. The file is of a "
-        r"plain model: load it first, then add_locat",
+        r"was saved without LocAt and the model has it; load it first, then add_locat",
     )
     model = locatvit.add_locat(load_checkpoint(plain(seed=1), path))
     assert model.cls_token.equal(plain().cls_token)
@@ -250,7 +249,7 @@ def test_plain_weights_in_a_model_with_locat(tmp_path: Path) -> None:
 
 def test_locat_weights_in_a_plain_model(tmp_path: Path) -> None:
     path = save_checkpoint(small(), tmp_path / "model.safetensors")
-    refused(plain(), path, "The file is of a model with LocAt: call add_locat first")
+    refused(plain(), path, "was saved with LocAt and the model has none; call add_locat first")
     assert same(load_checkpoint(locatvit.add_locat(plain(seed=1)), path), small())
 
 
@@ -299,7 +298,7 @@ def test_other_settings_of_locat(tmp_path: Path, field: str, value: object) -> N
 
 def test_other_layers(tmp_path: Path) -> None:
     path = save_checkpoint(small(locat=LocAtConfig(layers=(1,))), tmp_path / "one.safetensors")
-    refused(small(), path, "missing blocks.0.attn.gaug.log_var.weight")
+    refused(small(), path, r"was saved with LocAt's layers=\[1\] and the model has None; create it with LocAtConfig\(")
     assert load_checkpoint(small(seed=1, locat=LocAtConfig(layers=(1,))), path)
 
 
@@ -454,16 +453,18 @@ def test_names_stay_strict_where_tensors_are_shared(tmp_path: Path) -> None:
 def test_jumbo_with_locat_and_without(tmp_path: Path) -> None:
     """LocAt brings a norm of its own there."""
     bare = save_checkpoint(plain_jumbo(), tmp_path / "plain.safetensors")
-    refused(jumbo(), bare, "missing .*; unexpected nothing. The file is of a plain model: load it first, then add_lo")
+    refused(jumbo(), bare, "was saved without LocAt and the model has it; load it first, then add_locat")
     full = save_checkpoint(jumbo(), tmp_path / "locat.safetensors")
-    refused(plain_jumbo(), full, "unexpected .* The file is of a model with LocAt: call add_locat first")
+    refused(plain_jumbo(), full, "was saved with LocAt and the model has none; call add_locat first")
     model = locatvit.add_locat(load_checkpoint(plain_jumbo(seed=1), bare))
     assert model.jumbo_mlp.fc1.weight.equal(plain_jumbo().jumbo_mlp.fc1.weight)
 
 
 def test_gate_of_an_identity_start_is_locats(tmp_path: Path) -> None:
     path = save_checkpoint(plain(), tmp_path / "vit.safetensors")
-    refused(small(locat=LocAtConfig(start="identity")), path, "The file is of a plain model: load it first")
+    refused(
+        small(locat=LocAtConfig(start="identity")), path, "was saved without LocAt and the model has it; load it first"
+    )
 
 
 def test_digest_of_shared_tensors() -> None:
@@ -472,3 +473,31 @@ def test_digest_of_shared_tensors() -> None:
     with torch.no_grad():
         model.blocks[1].jumbo_mlp.fc2.bias[0] += 1e-6
     assert weights_digest(model) != weights_digest(jumbo())
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"alpha": "none"}, "alpha='none' and the model has 'learned'"),
+        ({"variance": 4.0}, "variance=4.0 and the model has 'query'"),
+        ({"kernel": "laplace"}, "kernel='laplace' and the model has 'gaussian'"),
+        ({"gaug": False}, "gaug=False and the model has True"),
+        ({"prr": False, "pooling": "avg"}, "prr=False and the model has True"),
+    ],
+)
+def test_another_variant_is_named_as_such(tmp_path, saved, message):
+    path = locatvit.save_checkpoint(small(locat=LocAtConfig(**saved)), tmp_path / "model.safetensors")
+    refused(small(), path, f"was saved with LocAt's {message}; create it with LocAtConfig")
+
+
+def test_a_file_without_later_fields_has_their_defaults(tmp_path):
+    path = locatvit.save_checkpoint(small(locat=LocAtConfig(prr=False)), tmp_path / "model.safetensors")
+    with safe_open(path, "pt") as file:
+        meaning = json.loads(file.metadata()["locatvit"])
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (no mapping)
+    for name in ("kernel", "variance", "alpha", "pooling", "position_embedding"):
+        del meaning["config"][name]
+    save_file(state, path, metadata={"locatvit": json.dumps(meaning)})
+    locatvit.load_checkpoint(small(locat=LocAtConfig(prr=False)), path)
+    other = small(locat=LocAtConfig(prr=False, pooling="avg"))
+    refused(other, path, "was saved with LocAt's pooling='host' and the model has 'avg'")

@@ -1,3 +1,6 @@
+import copy
+import threading
+
 import pytest
 import torch
 
@@ -42,3 +45,22 @@ def test_no_parameters():
 def test_heads_must_divide():
     with pytest.raises(LocAtError, match="embed_dim 20 is no multiple of num_heads 3"):
         PatchRefinement(20, 3)
+
+
+def test_a_mask_is_of_one_thread_and_of_its_own_tokens():
+    refinement = PatchRefinement(24, 3)
+    x, mask = torch.randn(2, 7, 24), torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    mask[..., 5:] = False
+    free = refinement(x)
+    refinement.mask.record(mask)
+    masked = refinement(x)
+    assert not torch.allclose(masked, free)
+    found = []
+    other = threading.Thread(target=lambda: found.append(refinement(x)))
+    other.start()
+    other.join()
+    assert torch.equal(found[0], free)
+    assert torch.equal(refinement(x[:, :5]), refinement(x[:, :5]))  # 5 tokens, and a mask of 7 left from before
+    assert torch.equal(copy.deepcopy(refinement)(x), free)
+    refinement.mask.record(None)
+    assert torch.equal(refinement(x), free)

@@ -161,6 +161,20 @@ def test_excluded_keys_have_no_influence(backend):
     assert gradient[:, :, :20].abs().min() > 0
 
 
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_a_query_that_may_look_nowhere_gets_zeros(backend):
+    inputs = _inputs((5, 7), 1)
+    attn_bias = torch.zeros(2, 1, 36, 36, dtype=torch.float64)
+    attn_bias[0, :, 9:12] = float("-inf")
+    out = gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=attn_bias, backend=backend)
+    assert (out[0, :, 9:12] == 0).all()
+    free = gaug_attention(*inputs, num_prefix_tokens=1, backend=backend)
+    torch.testing.assert_close(out[1], free[1])
+    torch.testing.assert_close(out[0, :, 12:], free[0, :, 12:])
+    for gradient in torch.autograd.grad(out.square().sum(), inputs):
+        assert gradient.isfinite().all()
+
+
 def test_memory_that_is_not_overwritten_would_show(monkeypatch):
     """The pieces' room is reused; filled with NaN beforehand it must leave no trace."""
     inputs = _inputs((5, 7), 5, torch.float32)
@@ -244,6 +258,12 @@ def test_compiles_to_one_graph():
 
 def test_messages():
     q, k, v, row, column = _inputs((5, 7), 1)
+    with pytest.raises(LocAtError, match=r"q, k and v have the shapes .*; they must be one and the same \[B,"):
+        gaug_attention(q, k[:, :, 1:], v, row, column, num_prefix_tokens=1)
+    with pytest.raises(LocAtError, match=r"dropout_p is 2; it must be a probability in \[0, 1\)"):
+        gaug_attention(q, k, v, row, column, num_prefix_tokens=1, dropout_p=2)
+    with pytest.raises(LocAtError, match="attn_bias is torch.bool; it is added, so it must be of floats: 0 where"):
+        gaug_attention(q, k, v, row, column, num_prefix_tokens=1, attn_bias=torch.ones(1, 1, 36, 36, dtype=torch.bool))
     with pytest.raises(LocAtError, match="row_factor has shape .* one axis of the grid"):
         gaug_attention(q, k, v, row[:, :, 1:], column, num_prefix_tokens=1)
     with pytest.raises(LocAtError, match=r"grid_size \(4, 7\) has 28 patches but 35 remain after 1 prefix token;"):

@@ -28,6 +28,7 @@ CASES = {
     "a column": ((19, 1), 1, 32),
     "several blocks of columns": ((5, 37), 16, 80),
     "several tiles of queries": ((13, 11), 1, 96),
+    "narrow heads": ((5, 7), 1, 8),
 }
 
 
@@ -148,6 +149,17 @@ def test_a_mask_that_is_broadcast_over_tokens(shape):
         assert gradient[:, :, 20:].abs().max() == 0
 
 
+@pytest.mark.usefixtures("_poisoned")
+def test_a_query_that_may_look_nowhere_gets_zeros():
+    inputs = _inputs((5, 7), 1)
+    attn_bias = torch.zeros(2, 1, 36, 36, device=DEVICE)
+    attn_bias[0, :, 9:12] = float("-inf")
+    out = _run(inputs, 1, attn_bias)
+    assert (out[0, :, 9:12] == 0).all()
+    torch.testing.assert_close(out[1], _run(inputs, 1)[1])
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.square().sum(), inputs))
+
+
 NEEDS = {"bias alone": (3, 4), "query": (0,), "values": (2,), "frozen keys": (0, 3, 4), "keys": (1,)}
 
 
@@ -231,6 +243,7 @@ def test_checkpointing_gives_the_same_gradients():
 def test_tiles_waste_little(grid_size, head_dim, dtype):
     tiles = fused.choose_tiles(grid_size, head_dim, dtype)
     assert 16 <= tiles.rows * tiles.columns <= 64
+    assert tiles.columns >= min(8, grid_size[1])
     padded = -(-grid_size[0] // tiles.rows) * tiles.rows * -(-grid_size[1] // tiles.columns) * tiles.columns
     assert padded <= max(1.35 * grid_size[0] * grid_size[1], tiles.rows * tiles.columns)
 
@@ -243,7 +256,7 @@ def test_the_kernels_compile_for_a_gpu():
         capture_output=True, text=True, timeout=600, env={**os.environ, "TRITON_INTERPRET": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("compiled") == 13
+    assert done.stdout.count("compiled") == 17
 
 
 FITTING = {"device_type": "cuda", "dtype": torch.bfloat16, "head_dim": 64, "num_tokens": 36, "num_prefix_tokens": 1}

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from locatvit.config import LocAtConfig
 from locatvit.errors import LocAtError
 from locatvit.layers import GAug
 from locatvit.storage import write_bytes
@@ -159,10 +160,11 @@ class Weights:
         """
         own = model.state_dict()
         state = _filled_from_ties(own, self.state, self.path)
+        _check_kind(model, self.state, self.path)
+        if self.meaning is not None:  # before keys and shapes: it tells why they would differ
+            _check_meaning(_meaning(model), self.meaning, self.path)
         _check_keys(model, state, self.path)
         _check_shapes(model, state, self.path)
-        if self.meaning is not None:
-            _check_meaning(_meaning(model), self.meaning, self.path)
         model.load_state_dict(state, strict=True)
         return model
 
@@ -270,15 +272,19 @@ def _filled_from_ties(own: dict[str, Tensor], state: dict[str, Tensor], path: Pa
     return filled
 
 
+def _check_kind(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    if not own.keys() & state.keys():
+        raise LocAtError(
+            f"{path} is a foreign checkpoint: none of its {len(state)} keys ({_some(list(state))}) is one of "
+            f"{type(model).__name__}'s ({_some(list(own))}); give one of this kind of model"
+        )
+
+
 def _check_keys(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     """One message for all that differs, with the cause where it is a common one."""
     own = model.state_dict()
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
-    if len(missing) == len(own):
-        raise LocAtError(
-            f"{path} is a foreign checkpoint: none of its {len(state)} keys ({_some(unexpected)}) is one of "
-            f"{type(model).__name__}'s ({_some(missing)}); give one of this kind of model"
-        )
     if missing or unexpected:
         raise LocAtError(
             f"{path} does not fit: missing {_some(missing)}; unexpected {_some(unexpected)}. "
@@ -321,11 +327,14 @@ def _remedy(missing: list[str], unexpected: list[str]) -> str:
 def _meaning(model: nn.Module) -> Meaning:
     config = getattr(model, "locat_config", None)
     grids = [list(module.trained_grid) for module in model.modules() if isinstance(module, GAug)]
-    settings: dict[str, Any] | None = None
-    if config is not None:
-        settings = json.loads(json.dumps(asdict(config)))  # tuples are lists, as in the file
-        del settings["backend"]
-    return Meaning(settings, grids[0] if grids else None)
+    return Meaning(None if config is None else _settings(config), grids[0] if grids else None)
+
+
+def _settings(config: LocAtConfig) -> dict[str, Any]:
+    """What gives the weights their meaning, as the file has it: tuples are lists."""
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    del settings["backend"]
+    return settings
 
 
 def _check_meaning(own: Meaning, saved: Meaning, path: Path) -> None:
@@ -336,16 +345,17 @@ def _check_meaning(own: Meaning, saved: Meaning, path: Path) -> None:
             else ("with LocAt and the model has none", "call add_locat first")
         )
         raise LocAtError(f"{path} was saved {with_locat}; {remedy}")
-    if own.trained_grid != saved.trained_grid:
-        raise LocAtError(
-            f"{path} was trained on grid {saved.trained_grid} and the model is built for {own.trained_grid}: "
-            "its variances would mean something else; create the model with the trained img_size and "
-            "dynamic_img_size=True"
-        )
-    for key, value in (saved.config or {}).items():
+    # a file of an older version lacks fields that had one value then, the default of now
+    for key, value in {**_settings(LocAtConfig()), **saved.config}.items() if saved.config is not None else ():
         ours = (own.config or {}).get(key)
         if ours != value:
             raise LocAtError(
                 f"{path} was saved with LocAt's {key}={value!r} and the model has {ours!r}; create it with "
                 f"LocAtConfig({key}={value!r})"
             )
+    if own.trained_grid != saved.trained_grid:
+        raise LocAtError(
+            f"{path} was trained on grid {saved.trained_grid} and the model is built for {own.trained_grid}: "
+            "its variances would mean something else; create the model with the trained img_size and "
+            "dynamic_img_size=True"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextvars import ContextVar
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from locatvit.errors import LocAtError
+
+# One thread's forward pass does not see another's mask.
+_of_this_context: ContextVar[tuple[object, Tensor | None]] = ContextVar("locatvit_mask", default=(None, None))
 
 
 class CurrentMask:
@@ -20,22 +23,30 @@ class CurrentMask:
     """
 
     def __init__(self) -> None:
-        self._mask: Tensor | None = None
+        self._key = object()
+        self._traced: Tensor | None = None
 
     def record(self, attn_mask: Tensor | None) -> None:
         """Remember the mask of this pass; None where there is none."""
-        self._mask = attn_mask
+        if torch.compiler.is_compiling():
+            self._traced = attn_mask
+        else:
+            _of_this_context.set((self._key, attn_mask))
 
-    def of(self, queries: Float[Tensor, "B H Q K"]) -> Tensor | None:
+    def of(self, queries: Float[Tensor, "B H Q K"], num_keys: int) -> Tensor | None:
         """The rows of the mask that belong to the first tokens, as torch's attention takes it."""
-        mask = self._mask
-        if mask is None:
+        mask = self._traced
+        if not torch.compiler.is_compiling():
+            key, mask = _of_this_context.get()
+            if key is not self._key:
+                return None
+        if mask is None or mask.shape[-1] not in (1, num_keys):  # that of other tokens
             return None
         mask = mask if mask.shape[-2] == 1 else mask[..., : queries.shape[2], :]
         return mask if mask.dtype == torch.bool else mask.to(queries.dtype)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_mask": None}
+    def __reduce__(self) -> tuple[type[CurrentMask], tuple[()]]:
+        return CurrentMask, ()  # a copy has seen no mask
 
 
 class PatchRefinement(nn.Module):
@@ -67,7 +78,7 @@ class PatchRefinement(nn.Module):
         """
         heads = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, H, L, K]
         queries = heads[:, :, :num_queries]
-        refined = F.scaled_dot_product_attention(queries, heads, heads, attn_mask=self.mask.of(queries))
+        refined = F.scaled_dot_product_attention(queries, heads, heads, attn_mask=self.mask.of(queries, x.shape[1]))
         refined = refined.transpose(1, 2).flatten(2)
         if self.gate is not None:
             x = x[:, :num_queries]

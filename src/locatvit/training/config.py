@@ -153,6 +153,11 @@ class DistillationConfig:
         )
         if self.teacher is None and (self.checkpoint is not None or self.kwargs):
             raise LocAtError("teacher is null, but its checkpoint or kwargs are given; name the teacher's model, too")
+        if self.teacher is None and (self.temperature, self.label_weight, self.normalisation) != (1.0, 0.0, "teacher"):
+            raise LocAtError(
+                "teacher is null, but temperature, label_weight or normalisation is given, which only a teacher has a "
+                "use for; name the teacher's model, too"
+            )
         if "num_classes" in self.kwargs:
             raise LocAtError(
                 f"kwargs of the teacher has num_classes={self.kwargs['num_classes']}; its classes must be the data's: "

@@ -77,7 +77,10 @@ def gaug_attention(
         LocAtError: shapes that do not fit; an unknown backend, or one that cannot run, with its reason.
     """
     grid_size = (row_factor.shape[-1], column_factor.shape[-1])
-    _check_shapes(q, row_factor, column_factor, num_prefix_tokens)
+    _check_tokens(q, k, v)
+    if not 0 <= dropout_p < 1:
+        raise LocAtError(f"dropout_p is {dropout_p}; it must be a probability in [0, 1)")
+    _check_factors(q, row_factor, column_factor, num_prefix_tokens)
     check_grid(grid_size, q.shape[-2] - num_prefix_tokens, num_prefix_tokens)
     if attn_bias is not None:
         _check_bias(q, attn_bias)
@@ -117,7 +120,15 @@ def _log_once(name: str, device_type: str) -> None:
     _log.info("attention backend on %s: %s", device_type, name)
 
 
-def _check_shapes(q: Tensor, row_factor: Tensor, column_factor: Tensor, num_prefix_tokens: int) -> None:
+def _check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.ndim != 4 or not q.shape == k.shape == v.shape:
+        raise LocAtError(
+            f"q, k and v have the shapes {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}; they must be one and "
+            "the same [B, H, L, K]"
+        )
+
+
+def _check_factors(q: Tensor, row_factor: Tensor, column_factor: Tensor, num_prefix_tokens: int) -> None:
     expected = (*q.shape[:-2], q.shape[-2] - num_prefix_tokens)
     for name, factor in (("row_factor", row_factor), ("column_factor", column_factor)):
         if factor.shape[:-1] != expected:
@@ -128,10 +139,15 @@ def _check_shapes(q: Tensor, row_factor: Tensor, column_factor: Tensor, num_pref
 
 
 def _check_bias(q: Tensor, attn_bias: Tensor) -> None:
+    if not attn_bias.is_floating_point():
+        raise LocAtError(
+            f"attn_bias is {attn_bias.dtype}; it is added, so it must be of floats: 0 where attention is allowed, -inf "
+            "where not"
+        )
     batch, num_heads, num_tokens, _ = q.shape
     images, *rest = (1,) * (4 - attn_bias.ndim) + tuple(attn_bias.shape)
     fits = all(size in (1, whole) for size, whole in zip(rest, (num_heads, num_tokens, num_tokens), strict=False))
-    if attn_bias.ndim > 4 or not fits or batch % images:
+    if attn_bias.ndim > 4 or not fits or images == 0 or batch % images:
         raise LocAtError(
             f"attn_bias has shape {tuple(attn_bias.shape)}; it must broadcast to [B, H, L, L], which is "
             f"{(batch, num_heads, num_tokens, num_tokens)}, or B be a multiple of its first size"

@@ -43,7 +43,15 @@ def run(
     dropout_p: float,
 ) -> Tensor:
     """Z = softmax(q kᵀ · scale + S + attn_bias) v (Eq. 4)."""
-    attend = _flex if torch.compiler.is_compiling() else _compiled()
+    key = (
+        q.shape,
+        k.dtype,
+        v.dtype,
+        num_prefix_tokens,
+        row_factor.shape,
+        None if attn_bias is None else attn_bias.shape,
+    )
+    attend = _flex if torch.compiler.is_compiling() else _compiled((*key, torch.is_grad_enabled()))
     q, k = q.to(v.dtype), k.to(v.dtype)
     return attend(q, k, v, row_factor.contiguous(), column_factor.contiguous(), num_prefix_tokens, attn_bias, scale)
 
@@ -69,6 +77,13 @@ def _flex(
     return flex_attention(q, k, v, score_mod=add_locality, scale=scale)
 
 
-@functools.cache
-def _compiled() -> Callable[..., Any]:
-    return torch.compile(_flex, dynamic=False)
+@functools.lru_cache(maxsize=64)
+def _compiled(key: tuple[Any, ...]) -> Callable[..., Any]:
+    """One for each shape: after some shapes of one function torch would give up compiling it, and make the logits."""
+
+    def flex(*arguments: Any) -> Any:
+        return _flex(*arguments)
+
+    # a code object of its own, which torch counts the shapes of
+    flex.__code__ = flex.__code__.replace(co_name=f"flex_{abs(hash(key))}")
+    return torch.compile(flex, dynamic=False, fullgraph=True)

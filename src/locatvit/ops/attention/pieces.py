@@ -182,8 +182,11 @@ def _weights(
             part.add_(bias)
     _write_logits(logits, _pairs(piece.of_queries(q)), _pairs(piece.of_keys(k)), alpha=scale, add=True)
     in_memory, keys = _in_memory_order(logits)
+    dead = None
+    if attn_bias is not None and attn_bias.numel() and attn_bias.min() == float("-inf"):
+        dead = (logits == float("-inf")).all(dim=-1, keepdim=True)  # a query that may look nowhere
     torch.softmax(in_memory, keys, out=in_memory)
-    return logits
+    return logits if dead is None else logits.masked_fill_(dead, 0)  # as torch's attention has it
 
 
 def forward(
@@ -274,10 +277,10 @@ def backward(
 def _empty_gradients(
     q: Tensor, row: Tensor, column: Tensor, attn_bias: Tensor | None, needs: list[bool]
 ) -> list[Tensor]:
-    none = row.new_empty(0)
-    tokens = [q.new_empty(q.shape, dtype=_compute_dtype(q)) if need else none for need in needs[:3]]
-    factors = [torch.empty_like(x) if needs[3] or needs[4] else none for x in (row, column)]
-    return [*tokens, *factors, torch.empty_like(attn_bias) if needs[5] and attn_bias is not None else none]
+    tokens = [q.new_empty(q.shape, dtype=_compute_dtype(q)) if need else row.new_empty(0) for need in needs[:3]]
+    factors = [torch.empty_like(x) if needs[3] or needs[4] else row.new_empty(0) for x in (row, column)]
+    of_bias = torch.empty_like(attn_bias) if needs[5] and attn_bias is not None else row.new_empty(0)
+    return [*tokens, *factors, of_bias]
 
 
 def _products_backward(

@@ -47,6 +47,9 @@ def attention_weights(
         attn_logits = attn_logits + supplement(row_factor, column_factor, num_prefix_tokens).to(dtype)
     if attn_bias is not None:
         attn_logits = attn_logits + repeated(attn_bias, q.shape[0]).to(dtype)
+        # a query that may look nowhere gets zeros, as torch's attention has it
+        dead = (attn_logits == float("-inf")).all(dim=-1, keepdim=True)
+        return attn_logits.masked_fill(dead, 0).softmax(dim=-1).masked_fill(dead, 0)
     return attn_logits.softmax(dim=-1)
 
 

@@ -19,6 +19,7 @@ from locatvit.ops.attention.request import Request
 MAX_HEAD_DIM = 128
 MAX_PREFIX_TOKENS = 16
 """The narrowest tile that a matrix product takes: prefix keys are one tile."""
+_BUSY = 512  # programs that keep a large GPU busy
 _BACKWARD_STAGES = 2  # tiles on their way at a time; a third would leave room for one program on a processor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -84,7 +85,7 @@ def forward(
     batch, num_heads, num_tokens, head_dim = q.shape
     out, log_sum = _empty_like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     tiles = choose_tiles((row.shape[-1], column.shape[-1]), head_dim, q.dtype)
-    num_tiles = _parts(num_tokens, tiles.queries)
+    num_tiles = _ceil_div(num_tokens, tiles.queries)
     triton_kernels.forward[(batch * num_heads * num_tiles,)](
         q, k, v, row, column, attn_bias, out, log_sum, scale,
         *_strides(q, k, v), *row.stride(), *column.stride(), *_bias_strides(attn_bias, q),
@@ -118,33 +119,28 @@ def backward(
     tiles = choose_tiles(grid_size, head_dim, q.dtype)
     strides = (*_strides(q, k, v), *row.stride(), *column.stride(), *_bias_strides(attn_bias, q), *_strides(grad_out))
     sizes, constants = _sizes(q, row, column, num_prefix_tokens, attn_bias), _constants(q, tiles, attn_bias)
-    none = row.new_empty(0)
-    grad_q, grad_k, grad_v = (_empty_like_tokens(q) if need else none for need in (needs_q, needs_keys, needs_keys))
-    planes = _parts(grid_size[1], tiles.columns)
-    grad_row = row.new_empty(planes, *row.shape) if needs_factors else none
-    grad_column = column.new_empty(column.shape) if needs_factors else none
+    grad_q, grad_k, grad_v, grad_row, grad_column = _empty_gradients(q, row, column, needs)
     delta = torch.empty_like(log_sum)
-    num_tiles = _parts(num_tokens, tiles.queries)
+    num_tiles = _ceil_div(num_tokens, tiles.queries)
     triton_kernels.backward_queries[(pairs * num_tiles,)](
         q, k, v, row, column, attn_bias, out, grad_out, log_sum, delta, grad_q, grad_row, grad_column, scale,
-        *strides, *sizes, num_tiles, pairs,
+        *strides, *sizes, num_tiles,
         **constants, PREFIX=MAX_PREFIX_TOKENS if num_prefix_tokens else 0, NEEDS_Q=needs_q, NEEDS_FACTORS=needs_factors,
         num_stages=_BACKWARD_STAGES,
     )  # fmt: skip
     if needs_keys:
-        num_tiles = _parts(grid_size[0], tiles.rows) * planes + (num_prefix_tokens > 0)
+        blocks = _ceil_div(grid_size[0], tiles.rows) * _ceil_div(grid_size[1], tiles.columns)
+        num_tiles = blocks + (num_prefix_tokens > 0)
         triton_kernels.backward_keys[(pairs * num_tiles,)](
             q, k, v, row, column, attn_bias, grad_out, log_sum, delta, grad_k, grad_v, scale,
             *strides, *sizes, num_tiles, **constants, HAS_PREFIX=num_prefix_tokens > 0, num_stages=_BACKWARD_STAGES,
         )  # fmt: skip
-    grad_bias = none
+    grad_bias = row.new_empty(0)
     if needs_bias:
         assert attn_bias is not None
         grad_bias = _grad_of_bias(
             q, k, v, row, column, attn_bias, grad_out, log_sum, delta, num_prefix_tokens, scale, strides
         )
-    if needs_factors:
-        grad_row = grad_row[0] if planes == 1 else grad_row.sum(0)
     return [grad_q, grad_k, grad_v, grad_row, grad_column, grad_bias]
 
 
@@ -166,22 +162,26 @@ def _grad_of_bias(
 
     batch, num_heads, num_tokens, head_dim = q.shape
     side = 32
-    num_tiles = _parts(num_tokens, side)
-    grad = attn_bias.new_empty(attn_bias.shape, dtype=torch.float32)
+    num_tiles = _ceil_div(num_tokens, side)
     period, bias_heads = attn_bias.shape[:2]
-    triton_kernels.backward_bias[(period * bias_heads * num_tiles**2,)](
+    programs = period * bias_heads * num_tiles**2
+    # where few programs would sum over many images, each takes a part of them
+    parts = min(_ceil_div(_BUSY, programs), batch // period)
+    grad = attn_bias.new_empty((parts, *attn_bias.shape), dtype=torch.float32)
+    triton_kernels.backward_bias[(programs * parts,)](
         q, k, v, row, column, attn_bias, grad_out, log_sum, delta, grad, scale, *strides,
-        batch, num_heads, num_tokens, num_prefix_tokens, column.shape[-1], period, bias_heads, num_tiles,
-        HEAD_DIM=head_dim, DEPTH=_power_of_two(head_dim), QUERIES=side, KEYS=side, PRECISION=_precision(q),
+        batch, num_heads, num_tokens, num_prefix_tokens, column.shape[-1], period, bias_heads, num_tiles, parts,
+        HEAD_DIM=head_dim, DEPTH=_depth(head_dim), QUERIES=side, KEYS=side, PRECISION=_precision(q),
     )  # fmt: skip
-    return grad.to(attn_bias.dtype)
+    return grad.sum(0).to(attn_bias.dtype)
 
 
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
+def _depth(head_dim: int) -> int:
+    """A power of two that a matrix product takes."""
+    return max(16, 1 << (head_dim - 1).bit_length())
 
 
-def _parts(whole: int, size: int) -> int:
+def _ceil_div(whole: int, size: int) -> int:
     return -(-whole // size)
 
 
@@ -192,6 +192,13 @@ def _unit_stride(tensor: Tensor) -> Tensor:
 def _empty_like_tokens(q: Tensor) -> Tensor:
     """[B, L, H, K] in memory, as the reshape after attention wants it."""
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
+
+
+def _empty_gradients(q: Tensor, row: Tensor, column: Tensor, needs: list[bool]) -> list[Tensor]:
+    """Of q, k, v and the two factors; k and v come together, as the factors do."""
+    keys, factors = needs[1] or needs[2], needs[3] or needs[4]
+    tokens = [_empty_like_tokens(q) if need else row.new_empty(0) for need in (needs[0], keys, keys)]
+    return [*tokens, *(x.new_empty(x.shape) if factors else row.new_empty(0) for x in (row, column))]
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
@@ -212,7 +219,7 @@ def _sizes(q: Tensor, row: Tensor, column: Tensor, num_prefix_tokens: int, attn_
 
 def _constants(q: Tensor, tiles: Tiles, attn_bias: Tensor | None) -> dict[str, Any]:
     return {
-        "HEAD_DIM": q.shape[-1], "DEPTH": _power_of_two(q.shape[-1]),
+        "HEAD_DIM": q.shape[-1], "DEPTH": _depth(q.shape[-1]),
         "QUERIES": tiles.queries, "ROWS": tiles.rows, "COLUMNS": tiles.columns,
         "HAS_BIAS": attn_bias is not None, "PRECISION": _precision(q),
     }  # fmt: skip
@@ -255,11 +262,9 @@ def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 def _(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor, attn_bias: Any, *rest: Any
 ) -> Any:
-    needs, none = rest[-1], row.new_empty(0)
-    keys, factors = needs[1] or needs[2], needs[3] or needs[4]
-    tokens = [_empty_like_tokens(q) if need else none for need in (needs[0], keys, keys)]
-    of_factors = [factor.new_empty(factor.shape) if factors else none for factor in (row, column)]
-    return [*tokens, *of_factors, attn_bias.new_empty(attn_bias.shape) if needs[5] else none]
+    needs = rest[-1]
+    of_bias = attn_bias.new_empty(attn_bias.shape) if needs[5] else row.new_empty(0)
+    return [*_empty_gradients(q, row, column, needs), of_bias]
 
 
 class FusedAttention(torch.autograd.Function):

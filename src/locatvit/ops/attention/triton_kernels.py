@@ -37,9 +37,9 @@ def _store_tokens(pointer, tokens, stride, valid, values, HEAD_DIM: tl.constexpr
 
 
 @triton.jit
-def _is_row(index, height):
-    """Of one number, as a tensor: in the interpreter it would else be a bool of Python."""
-    return tl.full([1], index, tl.int32) < height
+def _below(index, limit):
+    """Of two numbers, as a tensor: in the interpreter it would else be a bool of Python."""
+    return tl.full([1], index, tl.int32) < limit
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def _row_factors(pointer, patches, is_patch, stride_n, stride_i, first, height, 
     place = pointer + patches * stride_n
     factor = tl.zeros([1, 1], tl.float32)
     for i in tl.static_range(ROWS):
-        inside = is_patch & _is_row(first + i, height)
+        inside = is_patch & _below(first + i, height)
         this = tl.load(place + (first + i) * stride_i, mask=inside, other=0.0)
         factor = tl.where(row_in_tile[None, :] >= i, this[:, None], factor)
     return factor
@@ -128,6 +128,9 @@ def forward(
             logits = tl.where(valid[None, :], logits, float("-inf"))
             v_tile = _tokens(v, keys, vl, valid, HEAD_DIM, DEPTH)
             peak, total, out_tile = _accumulate(logits, v_tile, peak, total, out_tile, PRECISION)
+    # every key excluded: zeros, as torch's attention gives
+    total = tl.where(total == 0.0, 1.0, total)
+    peak = tl.where(peak == float("-inf"), 0.0, peak)
     out_tile = out_tile / total[:, None]
     out += (image * num_tokens * num_heads + head) * HEAD_DIM
     _store_tokens(out, queries, num_heads * HEAD_DIM, is_query, out_tile, HEAD_DIM, DEPTH)
@@ -146,7 +149,7 @@ def _grad_logits(logits, log_sum, grad_out, v, delta, valid, PRECISION: tl.const
 def backward_queries(
     q, k, v, row, column, bias, out, grad_out, log_sum, delta, grad_q, grad_row, grad_column, scale,
     qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn, gb, gh, gl,
-    num_heads, num_tokens, num_prefix, height, width, period, num_tiles, num_pairs,
+    num_heads, num_tokens, num_prefix, height, width, period, num_tiles,
     HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     NEEDS_Q: tl.constexpr, NEEDS_FACTORS: tl.constexpr,
@@ -194,8 +197,6 @@ def backward_queries(
             inside = is_patch[:, None] & (columns < width)[None, :]
             column_factor = tl.load(column + patches[:, None] * cn + columns[None, :] * cj, mask=inside, other=0.0)
             grad_column_tile = tl.zeros([QUERIES, ROWS * COLUMNS], tl.float32)
-            # the row factors' gradients have one plane for each block of columns
-            grad_row_place = grad_row + ((first_column // COLUMNS) * num_pairs + pair) * num_patches * height
             for first_row in range(0, height, ROWS):
                 rows = first_row + row_in_tile
                 is_key = (rows < height) & (columns < width)
@@ -213,19 +214,19 @@ def backward_queries(
                     grad_q_tile += tl.dot(grad.to(k_tile.dtype), k_tile, input_precision=PRECISION)
                 if NEEDS_FACTORS:
                     grad_column_tile += grad * row_factor
-                    weighted = grad * column_factor
-                    for i in tl.static_range(ROWS):
-                        of_row = tl.sum(tl.where(row_in_tile[None, :] == i, weighted, 0.0), 1)
-                        tl.store(
-                            grad_row_place + patches * height + first_row + i,
-                            of_row,
-                            mask=is_patch & _is_row(first_row + i, height),
-                        )
+                    by_row = tl.reshape(grad * column_factor, (QUERIES, ROWS, COLUMNS))
+                    own = first_row + tl.arange(0, ROWS)
+                    own_place = grad_row + (pair * num_patches + patches[:, None]) * height + own[None, :]
+                    is_own = is_patch[:, None] & (own < height)[None, :]
+                    # what this program has written for an earlier block of columns
+                    earlier = tl.load(own_place, mask=is_own & _below(0, first_column), other=0.0)
+                    tl.store(own_place, earlier + tl.sum(by_row, 2), mask=is_own)
             if NEEDS_FACTORS:
-                by_row = tl.reshape(grad_column_tile, (QUERIES, ROWS, COLUMNS))
+                tl.debug_barrier()  # one block's sums are there before the next reads them
+                by_column = tl.reshape(grad_column_tile, (QUERIES, ROWS, COLUMNS))
                 last = first_column + tl.arange(0, COLUMNS)
                 grad_column_place = grad_column + (pair * num_patches + patches[:, None]) * width + last[None, :]
-                tl.store(grad_column_place, tl.sum(by_row, 1), mask=is_patch[:, None] & (last < width)[None, :])
+                tl.store(grad_column_place, tl.sum(by_column, 1), mask=is_patch[:, None] & (last < width)[None, :])
         if NEEDS_Q:
             grad_q += (image * num_tokens * num_heads + head) * HEAD_DIM
             _store_tokens(grad_q, queries, num_heads * HEAD_DIM, is_query, grad_q_tile * scale, HEAD_DIM, DEPTH)
@@ -299,11 +300,15 @@ def backward_keys(
 def backward_bias(
     q, k, v, row, column, bias, grad_out, log_sum, delta, grad_bias, scale,
     qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn, gb, gh, gl,
-    num_images, num_heads, num_tokens, num_prefix, width, period, bias_heads, num_tiles,
+    num_images, num_heads, num_tokens, num_prefix, width, period, bias_heads, num_tiles, num_parts,
     HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of a tile of attn_bias, [period, bias_heads, L, L]: a sum over the images and heads that share it."""
-    group, tile = tl.program_id(0) // (num_tiles * num_tiles), tl.program_id(0) % (num_tiles * num_tiles)
+    """Gradient of a tile of attn_bias: a sum over the images and heads that share it, the images in some parts.
+
+    It writes [parts, period, bias_heads, L, L].
+    """
+    place_of_group, tile = tl.program_id(0) // (num_tiles * num_tiles), tl.program_id(0) % (num_tiles * num_tiles)
+    group, part = place_of_group // num_parts, place_of_group % num_parts
     queries = (tile // num_tiles) * QUERIES + tl.arange(0, QUERIES)
     keys = (tile % num_tiles) * KEYS + tl.arange(0, KEYS)
     is_query, is_key = queries < num_tokens, keys < num_tokens
@@ -316,7 +321,7 @@ def backward_bias(
     added = _added(bias, queries, keys, bm, bn, valid)
     grad_tile = tl.zeros([QUERIES, KEYS], tl.float32)
     to_log2 = scale * _LOG2_E
-    for image in range(first_image, num_images, period):
+    for image in range(first_image + part * period, num_images, num_parts * period):
         for head in range(first_head, num_heads, bias_heads):
             at = (image * num_heads + head) * num_tokens + queries
             q_tile = _tokens(q + image * qb + head * qh, queries, ql, is_query, HEAD_DIM, DEPTH)
@@ -332,5 +337,6 @@ def backward_bias(
             logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
             logits += row_factor * column_factor * _LOG2_E + added
             grad_tile += _grad_logits(logits, sum_tile, out_tile, v_tile, delta_tile, valid, PRECISION)
-    place = grad_bias + (group.to(tl.int64) * num_tokens + queries[:, None]) * num_tokens + keys[None, :]
+    plane = part.to(tl.int64) * period * bias_heads + group
+    place = grad_bias + (plane * num_tokens + queries[:, None]) * num_tokens + keys[None, :]
     tl.store(place, grad_tile, mask=valid)
