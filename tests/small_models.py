@@ -86,7 +86,7 @@ class Subject:
 
     @property
     def takes_masks(self) -> bool:
-        return "attn_mask" in inspect.signature(type(self.on_meta).forward).parameters
+        return "is_causal" in inspect.signature(type(self.on_meta).forward).parameters
 
     @property
     def is_windowed(self) -> bool:
@@ -97,7 +97,14 @@ class Subject:
         """What the model is created with to take every size that it can."""
         if self.is_windowed:
             return {"strict_img_size": False}
-        return {"dynamic_img_size": True, "dynamic_img_pad": True}
+        if hasattr(self.on_meta, "dynamic_img_size"):
+            return {"dynamic_img_size": True, "dynamic_img_pad": True}
+        return {"dynamic_img_pad": True} if hasattr(self.on_meta, "embeds") else {}
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether one model may get images of several sizes; the others have tables of one."""
+        return bool(self.any_size)
 
     @property
     def equal_counts(self) -> list[tuple[int, int]]:
@@ -123,6 +130,34 @@ _HOSTS = {
     "rope of axes": Subject("vit_small_patch16_rope_224", {"scale_attn_inner": True, "rope_rotate_half": True}),
     "rope and positions": Subject("vit_small_patch16_rope_mixed_ape_224"),
     "rope, registers, q-norm": Subject("vit_small_patch16_rope_mixed_224", {"num_reg_tokens": 3, "qk_norm": True}),
+    "clip": Subject("vit_base_patch32_clip_quickgelu_224"),
+    "siglip": Subject("vit_base_patch16_siglip_224"),
+    "attention pool beside registers": Subject("vit_so150m_patch16_reg4_map_256"),
+    "norm behind the pool": Subject("vit_medium_patch16_gap_240"),
+    "dinov2 with registers": Subject("vit_small_patch14_reg4_dinov2"),
+    "dinov2 giant": Subject("vit_giant_patch14_dinov2"),
+    "norms behind the branches": Subject("vit_base_patch16_rpn_224"),
+    "aimv2": Subject("aimv2_large_patch14_224"),
+    "flexivit": Subject("flexivit_small"),
+    "eva": Subject("eva_giant_patch14_224"),
+    "eva-02": Subject("eva02_tiny_patch14_224"),
+    "eva-02, three projections": Subject("eva02_base_patch14_224"),
+    "eva-02, norms behind": Subject("eva02_enormous_patch14_clip_224"),
+    "dinov3": Subject("vit_small_patch16_dinov3"),
+    "perception encoder": Subject("vit_pe_core_tiny_patch16_384"),
+    "perception encoder, spatial": Subject("vit_pe_spatial_tiny_patch16_512"),
+    "grouped queries": Subject("vit_base_patch16_sapiens2", {"num_kv_heads": 1}),
+    "beit": Subject("beit_base_patch16_224"),
+    "beit, shared table": Subject(
+        "beit_base_patch16_224", {"use_shared_rel_pos_bias": True, "use_abs_pos_emb": True, "global_pool": "token"}
+    ),
+    "relative positions": Subject("vit_relpos_small_patch16_224"),
+    "relative positions, norms behind": Subject("vit_relpos_base_patch32_plus_rpn_256"),
+    "relative positions, class token": Subject("vit_relpos_base_patch16_cls_224"),
+    "relative positions, shared": Subject("vit_srelpos_small_patch16_224"),
+    "naflex": Subject("naflexvit_base_patch16_gap"),
+    "naflex, attention pool": Subject("naflexvit_so150m2_patch16_reg1_map"),
+    "naflex, rope": Subject("naflexvit_base_patch16_gap", {"rope_type": "mixed", "class_token": True}),
     "swin, largest value": Subject("swin_tiny_patch4_window7_224", {"global_pool": "max"}),
 }
 """Other hosts that the families take, with what a host may have."""

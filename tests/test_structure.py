@@ -56,6 +56,7 @@ ADDRESSES: dict[str, tuple[str, ...]] = {
     "PIL": ("data/*.py", "report/*.py"),
     "pyarrow": ("data/*.py",),
     "torchvision": ("data/*.py",),
+    "transformers": ("backbones/transformers*.py",),
     "huggingface_hub": ("backbones/checkpoint.py", "backbones/hub.py"),
     "safetensors": ("backbones/checkpoint.py", "recipes/*.py"),
     "jsonargparse": ("cli/*.py",),

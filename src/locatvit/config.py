@@ -45,7 +45,8 @@ class LocAtConfig:
         variance_scaling: how the variance follows another grid than the trained one: ``"linear"`` multiplies
             by the ratio of the shorter sides (the authors' rule), ``"area"`` by its square, which covers the
             same part of the image, ``"none"`` leaves it. Of Swin the grid is the window, which only
-            ``set_input_size`` and images smaller than a window change. A width in patches is multiplied by the ratio by both.
+            ``set_input_size`` and images smaller than a window change. A width in patches is multiplied by the
+            ratio by both.
         backend: a name of ``locatvit.ops.BACKENDS``, or ``"auto"`` for the first that can run.
 
     Raises:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
+from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor, nn
 
 import locatvit
@@ -129,6 +131,11 @@ def _vit(name: str = "vit_tiny_patch16_224", **kwargs: Any) -> nn.Module:
     return timm.create_model(name, **{**small_kwargs(name), **kwargs})
 
 
+def _with_another_attention(model: Any) -> nn.Module:
+    model.blocks[1].attn = nn.MultiheadAttention(24, 3)
+    return model
+
+
 def _swin(**kwargs: Any) -> nn.Module:
     return _vit("swin_tiny_patch4_window7_224", **kwargs)
 
@@ -144,19 +151,36 @@ HOSTS: dict[str, Any] = {
     "dropped patches, rope": (
         lambda: _vit("vit_small_patch16_rope_mixed_224", patch_drop_rate=0.5), None, "patch_drop_rate is above 0"
     ),
-    "pool with weights": (
-        lambda: _vit(class_token=False, global_pool="map"), None,
-        r"global_pool is 'map', .* use LocAtConfig\(prr=False\), or create the model with global_pool='token' or 'avg'",
+    "several attentions in a block": (
+        lambda: _vit("vit_small_patch16_18x2_224"), None,
+        "block 0 is a ParallelThingsBlock and .* LocAt needs timm's Attention: it adds up several attentions",
     ),
-    "no attention": (
-        lambda: timm.create_model("vit_small_patch16_18x2_224", depth=1), None, "block 0 has NoneType where LocAt needs"
+    "attention and MLP in one": (
+        lambda: _vit(block_fn=ParallelScalingBlock), None,
+        "block 0 is a ParallelScalingBlock and .*: it makes queries, keys, values and its MLP in one layer",
     ),
-    "three projections": (
-        lambda: _vit("vit_small_patch16_rope_mixed_224", qkv_fused=False), None,
-        "block 0 has AttentionRope where LocAt needs timm's AttentionRope with one qkv projection",
+    "the same, naflex": (
+        lambda: _vit("naflexvit_base_patch16_gap", block_fn=ParallelScalingBlock), None,
+        "block 0 is a ParallelScalingBlock and .* LocAt needs timm's Attention or AttentionRope or EvaAttention: it",
+    ),
+    "difference of two attentions": (
+        lambda: _vit(attn_layer="diff", embed_dim=24, num_heads=3), None,
+        "block 0 is a Block and has DiffAttention where .*: it subtracts two softmaxes",
     ),
     "another attention": (
-        lambda: _vit("eva02_tiny_patch14_224"), None, "block 0 has EvaAttention where LocAt needs timm's AttentionRope"
+        lambda: _with_another_attention(_vit()), None,
+        "block 1 is a Block and has MultiheadAttention where LocAt needs timm's Attention; choose a model built of",
+    ),
+    "naflex of no grid": (
+        lambda: NaFlexVit(NaFlexVitCfg(embed_dim=24, depth=2, num_heads=3, pos_embed="", pos_embed_grid_size=None)),
+        None,
+        r"pos_embed_grid_size is None, .* create the model with pos_embed_grid_size=\(rows, columns\) or img_size=",
+    ),
+    "naflex, no positions to remove": pytest.param(
+        lambda: _vit("naflexvit_base_patch16_gap", pos_embed="none"), _NO_POSITIONS, "position_embedding is False",
+    ),
+    "beit, no positions to remove": pytest.param(
+        lambda: _vit("beit_base_patch16_224"), _NO_POSITIONS, "position_embedding is False",
     ),
     "swin of another pooling": (
         lambda: _swin(global_pool="max"), _AVERAGE,

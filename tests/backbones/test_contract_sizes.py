@@ -28,7 +28,7 @@ def sizes(subject: Subject) -> list[tuple[int, int]]:
     return _SWIN if subject.is_windowed else _VIT
 
 
-@cases()
+@cases(lambda subject, config: subject.takes_any_size)
 def test_sizes_in_alternation_are_as_each_alone(subject, config):
     model = stir(subject.build(config, **subject.any_size))
     batches = [subject.images(*size) for size in sizes(subject)]
@@ -38,7 +38,7 @@ def test_sizes_in_alternation_are_as_each_alone(subject, config):
         assert torch.equal(model(images), want)
 
 
-@cases()
+@cases(lambda subject, config: subject.takes_any_size)
 def test_a_copy_follows_its_own_images(subject, config):
     """What tells the attentions the size is copied with them."""
     model = stir(subject.build(config, **subject.any_size))
@@ -50,7 +50,7 @@ def test_a_copy_follows_its_own_images(subject, config):
     assert torch.equal(twin(one), want)
 
 
-@cases()
+@cases(lambda subject, config: subject.takes_any_size)
 def test_gradients_after_another_size_has_passed(subject, config):
     """Also after a pass in inference mode, whose tensors no backward pass may save."""
     model = stir(subject.build(config, **subject.any_size))
@@ -67,7 +67,7 @@ def test_gradients_after_another_size_has_passed(subject, config):
         assert torch.equal(parameter.grad, gradient)
 
 
-@cases()
+@cases(lambda subject, config: subject.takes_any_size and hasattr(subject.on_meta, "set_input_size"))
 def test_set_input_size_is_as_any_size(subject, config):
     """Also to a size with as many patches, which the geometry alone tells from the trained one."""
     model = stir(subject.build(config, **subject.any_size))
@@ -90,7 +90,7 @@ def test_gaugs_window_follows_set_input_size(subject, config):
     assert model(subject.images(80, 96)).isfinite().all()
 
 
-@subjects(lambda subject: not subject.is_windowed)
+@subjects(lambda subject: subject.takes_any_size and not subject.is_windowed)
 def test_padding_is_zeros_at_the_lower_and_right_edge(subject):
     model = stir(subject.build(**subject.any_size))
     images = subject.images(35, 50)
@@ -137,7 +137,7 @@ def check_checkpointing(subject: Subject, config: LocAtConfig, *pair: tuple[int,
     assert len(calls) == 4 * len(gaugs(model))
 
 
-@cases()
+@cases(lambda subject, config: subject.takes_any_size)
 def test_checkpointed_blocks_give_equal_gradients_for_two_sizes(subject, config):
     check_checkpointing(subject, config, *sizes(subject)[-2:])
 

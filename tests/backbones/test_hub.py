@@ -87,3 +87,17 @@ def test_a_model_without_a_name(tmp_path):
     with pytest.raises(LocAtError, match="this Linear does not tell its name"):
         locatvit.save_pretrained(torch.nn.Linear(2, 2), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_transformers_model(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'locatvit[hf]'")
+    config = transformers.ViTConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48, image_size=24, patch_size=8
+    )
+    model = stir(locatvit.add_locat(transformers.ViTForImageClassification(config)))
+    with pytest.raises(LocAtError, match="is a transformers model; write it by its own save_pretrained"):
+        locatvit.save_pretrained(model, tmp_path)
+    model.save_pretrained(tmp_path)
+    again = locatvit.load_pretrained(tmp_path).eval()
+    images = torch.randn(2, 3, 24, 24)
+    assert torch.equal(again(images).logits, model(images).logits)

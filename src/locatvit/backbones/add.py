@@ -7,6 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from locatvit.backbones import BACKBONES
+from locatvit.backbones.refusals import reason_against
 from locatvit.config import LocAtConfig
 from locatvit.errors import LocAtError, near_matches
 from locatvit.layers import LocalityAttention
@@ -17,6 +18,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def add_locat(model: Model, config: LocAtConfig | None = None) -> Model:
     """Put GAug into every attention of ``model`` and PRR before its head; in place.
+
+    ``reset_classifier(n)`` keeps PRR; with another pooling than the present one timm drops it.
 
     The model keeps its class and its weights their names; only ``...attn.gaug.*`` is new (and one ``gate``
     with ``start="identity"``). New weights are on the device and in the precision of the model's.
@@ -43,4 +46,6 @@ def add_locat(model: Model, config: LocAtConfig | None = None) -> Model:
             model.locat_config = config  # type: ignore[assignment]
             return model
     known = "; ".join(family.description for family in BACKBONES)
+    if reason := reason_against(type(model)):
+        raise LocAtError(f"add_locat cannot serve {type(model).__name__}: {reason}; it knows {known}")
     raise LocAtError(f"add_locat does not know the model class {type(model).__name__}; it knows {known}")

@@ -38,8 +38,16 @@ def check_layers(config: LocAtConfig, depth: int) -> None:
 
 
 def make_gaug(attention: Any, trained_grid: GridSize, config: LocAtConfig) -> GAug:
-    """The GAug of an attention with one ``qkv`` projection, on the device and in the precision of its weights."""
-    num_outputs, embed_dim = attention.qkv.weight.shape
-    head_dim = num_outputs // (3 * attention.num_heads)
+    """The GAug of an attention, on the device and in the precision of its weights.
+
+    Args:
+        attention: with one ``qkv`` projection, or where that is None or missing, with ``q_proj``.
+        trained_grid: see ``GAug``.
+        config: see ``add_locat``.
+    """
+    qkv = getattr(attention, "qkv", None)
+    projection, num_parts = (attention.q_proj, 1) if qkv is None else (qkv, 3)
+    num_outputs, embed_dim = projection.weight.shape
+    head_dim = num_outputs // (num_parts * attention.num_heads)
     gaug = GAug(head_dim, trained_grid, config, embed_dim=embed_dim, num_heads=attention.num_heads)
-    return gaug.to(device=attention.qkv.weight.device, dtype=attention.qkv.weight.dtype)
+    return gaug.to(device=projection.weight.device, dtype=projection.weight.dtype)

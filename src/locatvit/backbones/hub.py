@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 
+from locatvit.backbones import transformers_files
 from locatvit.backbones.add import add_locat
 from locatvit.backbones.checkpoint import WEIGHTS_FILE, fetch, load_checkpoint, save_checkpoint
 from locatvit.backbones.registry import MODELS, create_model
@@ -54,9 +55,10 @@ def load_pretrained(source: str | Path, *, cache_dir: str | None = None, **kwarg
     """The model of a folder, with LocAt as it was saved, and its weights.
 
     Args:
-        source: a folder of ``save_pretrained`` or timm's, or ``"hf-hub:owner/name"``.
+        source: a folder of ``save_pretrained``, timm's, or a transformers model's, or ``"hf-hub:owner/name"``.
         cache_dir: of the hub client.
-        kwargs: go before those that the model was made with, e.g. ``dynamic_img_size=True``.
+        kwargs: go before those that the model was made with, e.g. ``dynamic_img_size=True``; of ``from_pretrained``
+            for a transformers model.
 
     Raises:
         LocAtError: no such folder, one that is not whole or not a model's, or weights that do not fit.
@@ -64,6 +66,8 @@ def load_pretrained(source: str | Path, *, cache_dir: str | None = None, **kwarg
     path = fetch(source, CONFIG_FILE, cache_dir=cache_dir)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        if "model_type" in config:  # transformers' word
+            return transformers_files.load_pretrained(source, cache_dir=cache_dir, **kwargs)
         name, arguments = config["architecture"], {**config.get("model_args", {}), **kwargs}
         arguments.setdefault("num_classes", config.get("num_classes"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -101,6 +105,11 @@ def push_to_hub(model: nn.Module, repository: str, folder: str | Path, *, result
 def _describe(model: Any) -> dict[str, Any]:
     """What timm reads, and LocAt's settings: as a keyword of our names, beside the keywords for other models."""
     told: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    if hasattr(model, "save_pretrained"):
+        raise LocAtError(
+            f"this {type(model).__name__} is a transformers model; write it by its own save_pretrained, which keeps "
+            "LocAt's settings, too"
+        )
     if not told.get("architecture"):
         raise LocAtError(
             f"this {type(model).__name__} does not tell its name, so nobody could make it again; create it by "

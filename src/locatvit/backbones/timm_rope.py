@@ -1,4 +1,4 @@
-"""timm's ``Eva``: ViTs with rotary positions, such as RoPE-mixed ViT."""
+"""timm's ``Eva``: ViTs with rotary positions (RoPE ViT, DINOv3, PE) and EVA's, with or without them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from timm.layers import AttentionRope, apply_rot_embed_cat
-from timm.models.eva import Eva
+from timm.models.eva import Eva, EvaAttention
 from torch import Tensor, nn
 
 from locatvit.backbones import timm_vit
 from locatvit.backbones.family import Family
+from locatvit.backbones.timm_projections import projections
 from locatvit.config import LocAtConfig
 from locatvit.layers import LocalityAttention
-from locatvit.layers.attention import Terms, additive, projections, refuse_causal
+from locatvit.layers.attention import Terms, additive, refuse_causal
 
 
 class RotaryLocalityAttention(LocalityAttention):
@@ -43,17 +44,26 @@ class RotaryLocalityAttention(LocalityAttention):
         return torch.cat((prefix, apply_rot_embed_cat(patches, rope, half=self.rotate_half)), dim=2)
 
 
+class EvaLocalityAttention(RotaryLocalityAttention, EvaAttention):
+    """In the place of timm's ``EvaAttention``, which fills its bias of the keys anew where no checkpoint has it."""
+
+
+def replacement(host: nn.Module, *args: Any, **kwargs: Any) -> LocalityAttention:
+    """The attention with LocAt for this one of ``Eva``."""
+    kind = EvaLocalityAttention if isinstance(host, EvaAttention) else RotaryLocalityAttention
+    return kind(host, *args, **kwargs)
+
+
 def matches(model: nn.Module) -> bool:
     return isinstance(model, Eva)
 
 
 def add(model: Any, config: LocAtConfig) -> None:
     """See ``add_locat``."""
-    timm_vit.check(model, config, AttentionRope)
+    timm_vit.check(model, config, AttentionRope, EvaAttention)
     timm_vit.prepare(model, config)
-    timm_vit.add_gaug(model, config, RotaryLocalityAttention)
-    if config.prr:
-        timm_vit.add_refined_pool(model, config, model.global_pool)
+    timm_vit.add_gaug(model, config, replacement)
+    timm_vit.add_refinement(model, config)
 
 
-FAMILY = Family("RoPEViT", "timm's Eva with fused projections (RoPE ViT)", matches, add)
+FAMILY = Family("RoPEViT", "timm's Eva (RoPE ViT, EVA-02, DINOv3, PE)", matches, add)

@@ -1,21 +1,25 @@
-"""timm's ``VisionTransformer``: plain, with registers, without positions, DeiT and distilled DeiT."""
+"""timm's ``VisionTransformer``: ViT, DeiT (also distilled), DINOv2, the towers of CLIP and SigLIP, ..."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from timm.layers import Attention, PatchEmbed
+from timm.layers import Attention, AttentionPoolLatent, PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer, global_pool_nlc
 from torch import Tensor, nn
 
 from locatvit.backbones.family import Family, check_layers, make_gaug
+from locatvit.backbones.refusals import reason_against
 from locatvit.config import LocAtConfig
 from locatvit.errors import LocAtError
+from locatvit.grid import GridSize
 from locatvit.layers import CurrentGrid, LocalityAttention, PatchRefinement
+from locatvit.layers.attention import take_over
 from locatvit.layers.refine import CurrentMask
 
 
@@ -51,6 +55,26 @@ class RefinedPool(nn.Module):
 
     def extra_repr(self) -> str:
         return f"pool_type={self.pool_type!r}"
+
+
+class RefinedLatentPool(AttentionPoolLatent):
+    """PRR, then the attention pool that the host had: in its place, with its weights under their names.
+
+    Args:
+        host: the pool.
+        refinement: PRR.
+        num_skipped: prefix tokens that the host keeps from its pool. PRR has all tokens, as elsewhere.
+    """
+
+    def __init__(self, host: AttentionPoolLatent, refinement: PatchRefinement, num_skipped: int) -> None:
+        nn.Module.__init__(self)
+        take_over(self, host)
+        self.refinement = refinement
+        self.num_skipped = num_skipped
+
+    def forward(self, x: Float[Tensor, "B L D"], attn_mask: Tensor | None = None) -> Float[Tensor, "B D"]:
+        """The pooled refined tokens; ``attn_mask`` is the pool's own."""
+        return super().forward(self.refinement(x)[:, self.num_skipped :], attn_mask=attn_mask)
 
 
 class RefinePrefix:
@@ -111,35 +135,38 @@ def add(model: VisionTransformer, config: LocAtConfig) -> None:
         )
     prepare(model, config)
     add_gaug(model, config, LocalityAttention)
-    if config.prr:
-        _add_refinement(model, config)
+    add_refinement(model, config)
 
 
-def check(model: Any, config: LocAtConfig, attention: type[nn.Module]) -> None:
-    """Everything that can be wrong with a ViT, before anything is changed; its blocks have ``attention``."""
-    check_layers(config, len(model.blocks))
-    for index, block in enumerate(model.blocks):
-        found = getattr(block, "attn", None)
-        if type(found) is not attention or getattr(found, "qkv", None) is None:
-            raise LocAtError(
-                f"block {index} has {type(found).__name__} where LocAt needs timm's {attention.__name__} with one "
-                "qkv projection; choose a model built of plain blocks"
-            )
-    if not config.position_embedding and model.pos_embed is None:
+def check(model: Any, config: LocAtConfig, *attentions: type[nn.Module]) -> None:
+    """Everything that can be wrong with a ViT, before anything is changed; its blocks have ``attentions``."""
+    check_blocks(model, config, *attentions)
+    if not config.position_embedding and getattr(model, "pos_embed", None) is None:
         raise LocAtError(
             "position_embedding is False but this model has no absolute position embedding to remove: leave "
             "position_embedding at True"
         )
-    if config.gaug and not isinstance(model.patch_drop, nn.Identity | None):
+
+
+def check_blocks(model: Any, config: LocAtConfig, *attentions: type[nn.Module]) -> None:
+    """What can be wrong with the blocks of a ViT and with what enters and leaves them."""
+    check_layers(config, len(model.blocks))
+    for index, block in enumerate(model.blocks):
+        found = getattr(block, "attn", None)
+        if type(found) not in attentions:
+            reason = reason_against(type(block if found is None else found))
+            known = " or ".join(kind.__name__ for kind in attentions)
+            raise LocAtError(
+                f"block {index} is a {type(block).__name__} and has {type(found).__name__} where LocAt needs timm's "
+                f"{known}{reason and ': '}{reason}; choose a model built of plain blocks"
+            )
+    if config.gaug and not isinstance(getattr(model, "patch_drop", None), nn.Identity | None):
         raise LocAtError(
             "patch_drop_rate is above 0; GAug needs every patch at its place on the grid: "
             "create the model with patch_drop_rate=0"
         )
-    if config.prr and model.global_pool == "map":
-        raise LocAtError(
-            "global_pool is 'map', an attention pool with weights of its own; PRR takes its place before the "
-            "head: use LocAtConfig(prr=False), or create the model with global_pool='token' or 'avg'"
-        )
+    if config.prr:
+        PatchRefinement(model.embed_dim, model.blocks[0].attn.num_heads)  # raises where heads do not divide the width
 
 
 def prepare(model: Any, config: LocAtConfig) -> None:
@@ -150,28 +177,43 @@ def prepare(model: Any, config: LocAtConfig) -> None:
         model.attn_pool, model.global_pool = None, "avg"
 
 
-def add_gaug(model: Any, config: LocAtConfig, replacement: type[LocalityAttention]) -> None:
-    """A ``replacement`` for the attention of every chosen block of a ViT."""
-    if not config.gaug:
-        return
+def add_gaug(model: Any, config: LocAtConfig, replacement: Callable[..., LocalityAttention]) -> None:
+    """A ``replacement`` for the attention of every chosen block of a ViT with timm's patch embedding."""
+    if config.gaug:
+        grid = replace_attentions(model, config, replacement, model.patch_embed.grid_size)
+        model.patch_embed.register_forward_hook(RecordGrid(grid))
+
+
+def replace_attentions(
+    model: Any, config: LocAtConfig, replacement: Callable[..., LocalityAttention], trained_grid: GridSize
+) -> CurrentGrid:
+    """A ``replacement`` in every chosen block; they ask the grid that is returned, which the caller must fill."""
     grid = CurrentGrid()
     for index, block in enumerate(model.blocks):
         if config.layers is None or index in config.layers:
             block.attn = replacement(
                 block.attn,
-                make_gaug(block.attn, model.patch_embed.grid_size, config),
+                make_gaug(block.attn, trained_grid, config),
                 grid,
                 num_prefix_tokens=model.num_prefix_tokens,
                 backend=config.backend,
             )
             block.register_forward_pre_hook(EnterBlock(grid))
-    model.patch_embed.register_forward_hook(RecordGrid(grid))
+    return grid
 
 
-def _add_refinement(model: VisionTransformer, config: LocAtConfig) -> None:
+def add_refinement(model: Any, config: LocAtConfig) -> None:
+    """PRR, if ``config`` has it, where a ViT pools its tokens."""
+    if not config.prr:
+        return
     if isinstance(model, VisionTransformerDistilled):
         model.prr = make_refinement(model, config)
         model.norm.register_forward_hook(RefinePrefix(model.prr, model.num_prefix_tokens))
+    elif isinstance(model.attn_pool, AttentionPoolLatent):
+        # Eva always pools all tokens
+        num_skipped = 0 if getattr(model, "pool_include_prefix", True) else model.num_prefix_tokens
+        model.attn_pool = RefinedLatentPool(model.attn_pool, make_refinement(model, config), num_skipped)
+        model.pool_include_prefix = True
     elif model.global_pool == "prr":  # timm's own computes every row; ours takes over in full
         add_refined_pool(model, replace(config, start="paper"), model.attn_pool.pool)
     else:
@@ -180,19 +222,19 @@ def _add_refinement(model: VisionTransformer, config: LocAtConfig) -> None:
 
 def make_refinement(model: Any, config: LocAtConfig) -> PatchRefinement:
     """PRR of a ViT, where its weights are."""
-    weight = model.patch_embed.proj.weight
+    weight = model.blocks[0].attn.proj.weight
     refinement = PatchRefinement(model.embed_dim, model.blocks[0].attn.num_heads, config.start)
     model.blocks[-1].register_forward_pre_hook(RecordMask(refinement.mask), with_kwargs=True)
     return refinement.to(device=weight.device, dtype=weight.dtype)
 
 
-def add_refined_pool(model: Any, config: LocAtConfig, pool_type: str) -> None:
-    """PRR before the pooling of a ViT."""
+def add_refined_pool(model: Any, config: LocAtConfig, pool_type: str, kind: type[RefinedPool] = RefinedPool) -> None:
+    """PRR before the pooling of a ViT, as a pool of this kind."""
     include_prefix = getattr(model, "pool_include_prefix", False)
-    model.attn_pool = RefinedPool(make_refinement(model, config), pool_type, model.num_prefix_tokens, include_prefix)
-    # timm then hands all tokens to attn_pool, and refuses to swap this pooling for another in silence
+    model.attn_pool = kind(make_refinement(model, config), pool_type, model.num_prefix_tokens, include_prefix)
+    # timm then hands all tokens to attn_pool; reset_classifier with another pooling drops it, as any attention pooling
     model.pool_include_prefix = True
     model.global_pool = "prr"
 
 
-FAMILY = Family("ViT", "timm's VisionTransformer (ViT, registers, DeiT)", matches, add)
+FAMILY = Family("ViT", "timm's VisionTransformer (ViT, DeiT, DINOv2, CLIP, SigLIP)", matches, add)
