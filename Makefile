@@ -21,7 +21,7 @@ types: $(VENV)/.installed-dev  ## types
 check: lint types test  ## what must pass before a change lands
 
 benchmark: $(VENV)/.installed-dev  ## speed and memory of LocAt over the plain model, on this machine
-	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.attention
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,1 +1,1 @@
-"""What LocAt costs: ``python -m benchmarks.models --help``."""
+"""What LocAt costs: ``python -m benchmarks.attention --help``."""

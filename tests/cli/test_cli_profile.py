@@ -47,9 +47,37 @@ def test_table_1_of_the_paper(command: Command, tmp_path: Path) -> None:
     assert rows[0]["cost"]["parameters"] == 5_717_416
 
 
+def test_backends_of_a_device_that_is_not_here(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "backends.json"
+    answer = command("profile", *MODEL, "--backends", "--device", "cuda", "--precision", "bf16", "--output", file)
+    assert (answer.code, answer.err) == (0, "")
+    assert "2 attentions, 4 x 4 + 1 tokens, heads of 12" in answer.out
+    assert re.search(r"triton +│ yes: this one is taken", answer.out)
+    assert re.search(r"flex +│ no: FlexAttention takes no heads narrower than 16", answer.out)
+    assert "128 images at a time" in answer.out, "the usual batch of a GPU"
+    (attentions,) = json.loads(file.read_text())["attentions"]
+    assert attentions["request"]["device_type"] == "cuda"
+    assert attentions["request"]["dtype"] == "bfloat16"
+    assert [each["backend"] for each in attentions["answers"] if each["chosen"]] == ["triton"]
+
+
+def test_backends_of_this_device(command: Command) -> None:
+    answer = command("profile", *MODEL, "--backends", "--device", "cpu", "--backward", "true")
+    assert re.search(r"triton +│ no: it runs on CUDA devices, and this is cpu", answer.out)
+    assert re.search(r"sdpa +│ yes: this one is taken", answer.out)
+    assert "forward + backward, on cpu" in " ".join(answer.out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("--paper --backends", "--paper counts models and --backends asks one for its backends; leave one of them out"),
+        ("--device cuda", "--device is 'cuda' but costs are measured on the present device; leave it out, or"),
+        ("--backends --device gpu", "device is 'gpu'; it must be one that torch knows, such as cpu or cuda"),
+        ("--backends --seconds 3", "--seconds is 3 but --backends measures nothing; leave one of them out"),
+        ("--backends --device cpu --precision fp16", "precision is 'fp16'; it needs a GPU, and this is a CPU; use"),
+        ("--backends --model.locat.backend spda", "backend 'spda' is unknown; did you mean sdpa"),
+        ("--backends --model.name resnet18", "add_locat does not know the model class ResNet; it knows"),
         ("--paper --model.name locatvit_base", "--paper counts the models .*, and --model.name is given too; leave"),
         ("--paper --batch_size 4", "--paper counts .*, and --batch_size is given too"),
         ("--paper --model.locat.prr false", "--paper counts .*, and --model.locat is given too"),

@@ -23,6 +23,8 @@ _EXAMPLES = """examples:
     locatvit profile --model.name locatvit_small_rope_mixed --model.kwargs.img_size 512
   GAug alone:
     locatvit profile --model.locat.prr false
+  which implementation of the attention runs, and why not the others; also for a device that is not here:
+    locatvit profile --backends --model.name locatswin_tiny --precision bf16 --backward true --device cuda
   the paper's "#Params" and "FLOPs", all 20 rows of Table 1, beside ours (nothing is run; seconds):
     locatvit profile --paper
 
@@ -39,7 +41,7 @@ what the numbers mean:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Print the costs of a model, plain and with LocAt, or those of the paper's Table 1."""
+    """Print the costs of a model, plain and with LocAt; its backends; or the costs of the paper's Table 1."""
     parser = make_parser(
         "profile",
         "Set side by side what a model costs with LocAt and without: parameters, multiply-adds, images a second "
@@ -48,11 +50,21 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_class_arguments(ProfileConfig, None)
     parser.add_argument("--paper", action="store_true", help="count the models of the paper's Table 1 instead")
+    parser.add_argument(
+        "--backends", action="store_true", help="tell which backends of the op can serve the model, and measure nothing"
+    )
+    parser.add_argument(
+        "--device", type=str | None, default=None, help="with --backends: cpu, cuda, ..., be it here or not"
+    )
     parser.add_argument("--output", type=Path | None, default=None, help="a JSON file to write all numbers to")
     config, parsed = parse(parser, arguments, ProfileConfig)
+    _check(config, parsed)
     if parsed.paper:
-        _refuse_options(config)
-    table, notes, numbers = _paper() if parsed.paper else _profile(config)
+        table, notes, numbers = _paper()
+    elif parsed.backends:
+        table, notes, numbers = _backends(config, parsed.device)
+    else:
+        table, notes, numbers = _profile(config)
     from locatvit.cli.show import show_table
 
     show_table(table, notes)
@@ -63,7 +75,22 @@ def run(arguments: Sequence[str]) -> None:
         print(f"written: {parsed.output}")
 
 
-def _refuse_options(config: ProfileConfig) -> None:
+def _check(config: ProfileConfig, parsed: Any) -> None:
+    """Refuse options that would have no effect."""
+    if parsed.paper:
+        _check_paper(config)
+    if parsed.paper and parsed.backends:
+        raise LocAtError("--paper counts models and --backends asks one for its backends; leave one of them out")
+    if parsed.device is not None and not parsed.backends:
+        raise LocAtError(
+            f"--device is {parsed.device!r} but costs are measured on the present device; leave it out, or give "
+            "--backends, which asks about any device"
+        )
+    if parsed.backends and config.seconds != ProfileConfig().seconds:
+        raise LocAtError(f"--seconds is {config.seconds:g} but --backends measures nothing; leave one of them out")
+
+
+def _check_paper(config: ProfileConfig) -> None:
     usual = _options(ProfileConfig())
     given = [name for name, value in _options(config).items() if value != usual[name]]
     if given:
@@ -86,10 +113,17 @@ def _profile(config: ProfileConfig) -> tuple[Table, list[str], dict[str, Any]]:
     return *profile_table(found), asdict(found)
 
 
+def _backends(config: ProfileConfig, device: str | None) -> tuple[Table, list[str], dict[str, Any]]:
+    from locatvit.recipes.profile_backends import profile_backends
+    from locatvit.recipes.profile_tables import backends_table
+
+    found = profile_backends(config, device)
+    return *backends_table(found), found.as_data()
+
+
 def _paper() -> tuple[Table, list[str], dict[str, Any]]:
     from locatvit.recipes.paper_costs import paper_costs, paper_costs_table
     from locatvit.results import environment
 
     costs = paper_costs()
     return *paper_costs_table(costs), {"rows": [asdict(cost) for cost in costs], "environment": environment("none")}
-

@@ -87,9 +87,9 @@ def profile(config: ProfileConfig) -> Profile:
     accelerator = make_accelerator(config.precision)
     device = accelerator.device
     models, reason = _models(config.model)
-    config = _resolved(config, models["plain"], device)
-    models = {kind: _fitted(model, config) for kind, model in models.items()}
-    costs = {kind: count(model, _height_width(config)) for kind, model in models.items()}
+    config = resolved(config, models["plain"], device)
+    models = {kind: fitted(model, config) for kind, model in models.items()}
+    costs = {kind: count(model, height_width(config)) for kind, model in models.items()}
     speeds: dict[str, dict[str, Speed]] = {kind: {} for kind in models}
     ratios: dict[str, Spread] = {}
     for name in _STEPS if config.backward else ("forward",):
@@ -98,7 +98,7 @@ def profile(config: ProfileConfig) -> Profile:
             steps = [_step(model, config, name, accelerator) for model in models.values()]
             turns = by_turns(steps, config.seconds, device)
         for kind, peak, seconds in zip(models, peaks, turns, strict=True):
-            speeds[kind][name] = Speed(Spread.of([_batch_size(config) / taken for taken in seconds]), peak)
+            speeds[kind][name] = Speed(Spread.of([batch_size(config) / taken for taken in seconds]), peak)
         if len(turns) == 2:
             ratios[name] = Spread.of([plain / locat for plain, locat in zip(*turns, strict=True)])
     profiles = {kind: ModelProfile(costs[kind], speeds[kind]) for kind in models}
@@ -109,11 +109,11 @@ def profile(config: ProfileConfig) -> Profile:
 def _models(model: ProfileModel) -> tuple[dict[str, nn.Module], str | None]:
     """The model plain and with LocAt; or plain alone, where nobody asked for LocAt's settings, and the reason."""
     if _is_ours(model.name):
-        with_locat = _build(model, "locat")  # first: its creation has words for wrong keywords
-        return {"plain": _build(model, "plain"), "locat": with_locat}, None
-    models = {"plain": _build(model, "plain")}
+        with_locat = build(model, "locat")  # first: its creation has words for wrong keywords
+        return {"plain": build(model, "plain"), "locat": with_locat}, None
+    models = {"plain": build(model, "plain")}
     try:
-        return {**models, "locat": _build(model, "locat")}, None
+        return {**models, "locat": build(model, "locat")}, None
     except LocAtError as error:
         if model.locat is not None:
             raise
@@ -124,7 +124,8 @@ def _is_ours(name: str) -> bool:
     return name in MODELS and MODELS[name].has_locat
 
 
-def _build(model: ProfileModel, kind: str) -> nn.Module:
+def build(model: ProfileModel, kind: str) -> nn.Module:
+    """The model, ``"plain"`` or with ``"locat"``; raises ``LocAtError`` where that cannot be."""
     for keyword in _LOCAT_KWARGS:
         if keyword in model.kwargs:
             raise LocAtError(
@@ -138,7 +139,7 @@ def _build(model: ProfileModel, kind: str) -> nn.Module:
     return create_model(model.name, locat=model.locat, **model.kwargs)
 
 
-def _resolved(config: ProfileConfig, model: nn.Module, device: torch.device) -> ProfileConfig:
+def resolved(config: ProfileConfig, model: nn.Module, device: torch.device) -> ProfileConfig:
     """With the model's own size and the device's batch, where none are given."""
     default_batch = _CPU_BATCH if device.type == "cpu" else _ACCELERATOR_BATCH
     return replace(
@@ -154,21 +155,23 @@ def _own_size(model: Any, config: ProfileConfig) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _height_width(config: ProfileConfig) -> tuple[int, int]:
+def height_width(config: ProfileConfig) -> tuple[int, int]:
+    """Of the images, in pixels; of a resolved configuration."""
     size = config.image_size
     assert size is not None, "the size is resolved"
     return (size, size) if isinstance(size, int) else size
 
 
-def _batch_size(config: ProfileConfig) -> int:
+def batch_size(config: ProfileConfig) -> int:
+    """Of a resolved configuration."""
     assert config.batch_size is not None, "the batch is resolved"
     return config.batch_size
 
 
-def _fitted(model: nn.Module, config: ProfileConfig) -> nn.Module:
+def fitted(model: nn.Module, config: ProfileConfig) -> nn.Module:
     """The model, switched to other image sizes where it is made for another one."""
     own_size = _own_size(model, config)
-    if _height_width(config) == own_size:
+    if height_width(config) == own_size:
         return model
     try:
         return accept_any_size(model)
@@ -181,13 +184,13 @@ def _fitted(model: nn.Module, config: ProfileConfig) -> nn.Module:
 
 def _step(model: nn.Module, config: ProfileConfig, name: str, accelerator: Accelerator) -> Step:
     """One of ``_STEPS`` on the present device, on images of noise."""
-    images = torch.randn(_batch_size(config), 3, *_height_width(config), device=accelerator.device)
+    images = torch.randn(batch_size(config), 3, *height_width(config), device=accelerator.device)
     return _STEPS[name](model.to(accelerator.device), images, accelerator.autocast)
 
 
 def _make_step(config: ProfileConfig, kind: str, name: str) -> Step:
     """The same from its beginning, the model made, for measuring memory."""
-    model = _fitted(_build(config.model, kind), config)
+    model = fitted(build(config.model, kind), config)
     return _step(model, config, name, make_accelerator(config.precision))
 
 
@@ -199,7 +202,7 @@ def _too_little_memory_told(config: ProfileConfig, device: torch.device) -> Iter
         killed_or_refused = isinstance(error, (MemoryError, torch.OutOfMemoryError, BrokenProcessPool))
         if not killed_or_refused and "can't allocate memory" not in str(error):  # torch's words on a CPU
             raise
-        height, width = _height_width(config)
+        height, width = height_width(config)
         raise LocAtError(
             f"batch_size is {config.batch_size}; so many images of {height} x {width} pixels need more memory than "
             f"there is ({describe_device(device)}): give a smaller one"
