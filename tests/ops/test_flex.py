@@ -50,9 +50,9 @@ def test_refusals():
 
 
 @pytest.mark.slow
-def test_it_stays_compiled_over_many_shapes(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
-    for side in (2, 3, 4, 5):
-        inputs = _inputs((side, 3), 1, batch=1)
-        out = gaug_attention(*inputs, num_prefix_tokens=1, backend="flex")  # a fallback warns, and fails the test
-        torch.testing.assert_close(out.double(), _truth(inputs, 1), rtol=1e-5, atol=1e-5)
+def test_it_stays_compiled_over_many_shapes():
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for side in (2, 3, 4, 5):
+            inputs = _inputs((side, 3), 1, batch=1)
+            out = gaug_attention(*inputs, num_prefix_tokens=1, backend="flex")  # a fallback warns, and fails the test
+            torch.testing.assert_close(out.double(), _truth(inputs, 1), rtol=1e-5, atol=1e-5)
