@@ -22,14 +22,16 @@ MAX_PREFIX_TOKENS = 16
 _BUSY = 512  # programs that keep a large GPU busy
 _BACKWARD_STAGES = 2  # tiles on their way at a time; a third would leave room for one program on a processor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_IS_INSTALLED = importlib.util.find_spec("triton") is not None  # a search of the disk, so once
 
 
 def why_not(request: Request) -> str | None:
     """The reason for which the kernels cannot serve a request, or None."""
+    if request.device_type != "cuda":  # at once: this is asked at every call
+        return f"it runs on CUDA devices, and this is {request.device_type}"
     shape, tokens = request.attn_bias_shape, request.num_tokens
     reasons = {
-        f"it runs on CUDA devices, and this is {request.device_type}": request.device_type != "cuda",
-        "triton is not installed": importlib.util.find_spec("triton") is None,
+        "triton is not installed": not _IS_INSTALLED,
         f"it has no {request.dtype}": request.dtype not in DTYPES,
         f"heads of {request.head_dim} are wider than {MAX_HEAD_DIM}": request.head_dim > MAX_HEAD_DIM,
         f"{request.num_prefix_tokens} prefix tokens are more than {MAX_PREFIX_TOKENS}": (
