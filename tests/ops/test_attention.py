@@ -6,7 +6,7 @@ import torch
 import formulas
 from locatvit.errors import LocAtError
 from locatvit.ops import BACKENDS, gaug_attention
-from locatvit.ops.attention import Request, choose_backend, pieces
+from locatvit.ops.attention import Request, choose_backend, pieces, plan
 
 # a different prime for every axis: batch 2, heads 3, head dimension 13, grid 5 x 7 and others
 _EXACT = Request("cpu", torch.float64, 13, 36, 1, (5, 7), needs_grad=True)
@@ -46,7 +46,7 @@ def _budget(request, monkeypatch):
     if request.param == "cut":
         monkeypatch.setattr(pieces, "_FORWARD_BYTES", 3000)
         monkeypatch.setattr(pieces, "_BACKWARD_BYTES", 3000)
-        monkeypatch.setattr(pieces, "_QUERY_BLOCK", 8)
+        monkeypatch.setattr(plan, "_QUERY_BLOCK", 8)
 
 
 @pytest.mark.usefixtures("_budget")
@@ -179,14 +179,14 @@ def test_memory_that_is_not_overwritten_would_show(monkeypatch):
     """The pieces' room is reused; filled with NaN beforehand it must leave no trace."""
     inputs = _inputs((5, 7), 5, torch.float32)
     rooms = ("weights", "grad_logits", "product")
-    pieces._scratch.__dict__["rooms"] = {(name, torch.float32): torch.full((100_000,), float("nan")) for name in rooms}
+    plan._scratch.__dict__["rooms"] = {(name, torch.float32): torch.full((100_000,), float("nan")) for name in rooms}
     out = gaug_attention(*inputs, num_prefix_tokens=5)
     assert out.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), inputs))
 
 
 def test_scratch_made_in_inference_mode_serves_training():
-    pieces._scratch.__dict__.pop("rooms", None)
+    plan._scratch.__dict__.pop("rooms", None)
     inputs = _inputs((5, 7), 1, torch.float32)
     with torch.inference_mode():
         gaug_attention(*(x.detach() for x in inputs), num_prefix_tokens=1)

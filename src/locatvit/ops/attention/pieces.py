@@ -1,192 +1,112 @@
 """Attention with the locality bias on a CPU: the attention logits of a piece at a time, in cache.
 
-Order of this file: pieces, products, forward, backward, registration, autograd. The mathematics is in README.md.
+Order of this file: products, forward, backward, registration, autograd. How a call is cut into pieces is in
+``plan.py``, the mathematics in README.md.
 """
 
 from __future__ import annotations
 
-import threading
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# Bytes of logits that are alive at a time, and the least queries of one head that are worth a matrix product.
-# Measured on 2 cores with 1 MiB of L2 cache each and 32 MiB of L3 between them.
+from locatvit.ops.attention.plan import Logits, Piece, Plan, compute_dtype, room
+from locatvit.ops.attention.request import empty_like_tokens
+
+# Bytes of logits that are alive at a time, measured on 2 cores with 1 MiB of L2 cache each and 32 MiB of L3 between
+# them.
 _FORWARD_BYTES = 5 << 20
 _BACKWARD_BYTES = 9 << 20
-_QUERY_BLOCK = 64
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Heads of one image; or one head of some images; or, where not even that fits, some queries of one head.
+class _Parts(NamedTuple):
+    """What is read of the tensors of a piece: [n, queries, K], [n, L, K] twice, [n, patches, h, 1], [n, patches, 1, w].
 
-    So the heads and images of a piece are one axis of memory with one stride, as the batched products need it: the
-    queries, keys and values are read where the host's projection wrote them.
+    Tokens are in at least float32.
     """
 
-    images: slice
-    heads: slice
-    queries: slice
-    num_prefix_tokens: int
-
-    @property
-    def num_prefix_queries(self) -> int:
-        return max(min(self.num_prefix_tokens, self.queries.stop) - self.queries.start, 0)
-
-    def of_queries(self, tensor: Tensor) -> Tensor:
-        """This piece of a tensor [B, H, L, ...], or of one that broadcasts to it: [b, h, queries, ...]."""
-        whole = slice(None)
-        own = (self.images, self.heads, self.queries)
-        return tensor[tuple(x if n > 1 else whole for x, n in zip(own, tensor.shape, strict=False))]
-
-    def of_keys(self, tensor: Tensor) -> Tensor:
-        return tensor[self.images, self.heads]
-
-    def of_factor(self, factor: Tensor) -> Tensor:
-        """The factors of the patches among the queries."""
-        first = self.queries.start + self.num_prefix_queries - self.num_prefix_tokens
-        return factor[self.images, self.heads, first : self.queries.stop - self.num_prefix_tokens]
-
-    def with_heads(self, logits: Tensor) -> Tensor:
-        """[b * h, queries, L] as [b, h, queries, L]."""
-        return logits.unflatten(0, (-1, self.heads.stop - self.heads.start))
-
-    def with_bias(self, logits: Tensor, attn_bias: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits [b, h, queries, L], and the bias that is theirs and broadcasts to them.
-
-        In as many parts as it takes: a bias of fewer images comes again and again.
-        """
-        logits, period = self.with_heads(logits), attn_bias.shape[0]
-        if period == 1:
-            yield logits, self.of_queries(attn_bias)
-            return
-        start = self.images.start
-        while start < self.images.stop:
-            first = start % period
-            stop = min(self.images.stop, start - first + period)
-            of_bias = replace(self, images=slice(first, first + stop - start))
-            yield logits[start - self.images.start : stop - self.images.start], of_bias.of_queries(attn_bias)
-            start = stop
-
-    def of_patches(self, logits: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """The view [b, h, n, grid height, grid width] of logits in which query and key are patches."""
-        patches = logits[:, self.num_prefix_queries :, self.num_prefix_tokens :]
-        return self.with_heads(patches).unflatten(-1, grid_size)
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    row: Tensor
+    column: Tensor
 
 
-def _pieces(q: Tensor, num_prefix_tokens: int, budget: int) -> list[_Piece]:
-    batch, num_heads, tokens, _ = q.shape
-    row_bytes = _compute_dtype(q).itemsize * tokens
-    pairs = max(1, budget // (row_bytes * tokens))
-    queries = tokens
-    if row_bytes * tokens > budget:
-        queries = max(_QUERY_BLOCK, budget // row_bytes // _QUERY_BLOCK * _QUERY_BLOCK)
-    threads = torch.get_num_threads()
-    # a product of many matrices gives whole ones to threads, a product of one is shared out inside
-    if pairs > threads:
-        pairs -= pairs % threads
-    by_head = (batch % threads == 0, batch) > (num_heads % threads == 0, num_heads)
-    return [
-        _Piece(image, head, query, num_prefix_tokens)
-        for image in _parts(batch, pairs if by_head else 1)
-        for head in _parts(num_heads, 1 if by_head else pairs)
-        for query in _parts(tokens, queries)
-    ]
+class _Rooms:
+    """The logits that the pieces of one call write, one after another, in the same memory."""
+
+    def __init__(self, plan: Plan, row: Tensor, num_prefix_tokens: int, dtype: torch.dtype) -> None:
+        self._plan, self._num_prefix_tokens, self._dtype = plan, num_prefix_tokens, dtype
+        # ``gaussian_factors`` lays narrow grids out with patches as neighbours, and so must what is made of them
+        self._by_query = row.stride(-1) > row.stride(-2)
+        self._made: dict[tuple[Any, ...], Logits] = {}
+
+    def named(self, name: str, piece: Piece, parts: _Parts) -> Logits:
+        """Room that the next piece takes again; made once for all pieces of one form."""
+        shape, prefix = _shape(parts), self._plan.num_prefix_queries(piece)
+        if (name, shape, prefix) not in self._made:
+            memory = room(name, shape[0] * shape[1] * shape[2], self._dtype)
+            self._made[name, shape, prefix] = self.inside(memory, piece, parts)
+        return self._made[name, shape, prefix]
+
+    def inside(self, memory: Tensor, piece: Piece, parts: _Parts) -> Logits:
+        """Room in the memory given."""
+        prefix = self._plan.num_prefix_queries(piece)
+        return Logits(memory, _shape(parts), self._by_query, prefix, self._num_prefix_tokens)
 
 
-def _parts(length: int, size: int) -> Iterator[slice]:
-    for start in range(0, length, size):
-        yield slice(start, min(length, start + size))
+def _shape(parts: _Parts) -> tuple[int, int, int]:
+    return (*parts.q.shape[:2], parts.k.shape[1])
 
 
-_scratch = threading.local()
+def _cut(plan: Plan, q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor) -> Iterator[_Parts]:
+    """Of every piece; what is made more precise lives as long as its piece."""
+    of_tokens = plan.of_queries(q), plan.of_keys(k), plan.of_keys(v)
+    of_factors = plan.of_factor(row[..., :, None]), plan.of_factor(column[..., None, :])
+    for parts in zip(*of_tokens, *of_factors, strict=True):
+        yield _Parts(_precise(parts[0]), _precise(parts[1]), _precise(parts[2]), *parts[3:])
 
 
-def _room(name: str, size: int, dtype: torch.dtype) -> Tensor:
-    """Uninitialised memory, kept for the next call, a few MiB a thread.
-
-    Fresh memory of this size costs more in page faults than the bias costs in arithmetic.
-    """
-    kept: dict[tuple[str, torch.dtype], Tensor] = _scratch.__dict__.setdefault("rooms", {})
-    if (name, dtype) not in kept or kept[name, dtype].numel() < size:
-        with torch.inference_mode(False):  # what is made in inference mode cannot be written outside of it
-            kept[name, dtype] = torch.empty(size, dtype=dtype)
-    return kept[name, dtype][:size]
-
-
-def _room_for_logits(room: str | Tensor, piece: _Piece, q: Tensor, row: Tensor) -> Tensor:
-    """Uninitialised logits of a piece, [b * h, queries, L], in a room of that name or in the memory given.
-
-    Neighbours in memory are keys; or queries, if they are neighbours in the factors: see ``gaussian_factors``, which
-    lays out narrow grids so.
-    """
-    images, heads, queries, _ = piece.of_queries(q).shape
-    pairs, keys = images * heads, q.shape[2]
-    if isinstance(room, str):
-        room = _room(room, pairs * queries * keys, _compute_dtype(q))
-    if row.stride(-1) > row.stride(-2):
-        return room.view(pairs, keys, queries).mT
-    return room.view(pairs, queries, keys)
-
-
-def _pairs(tensor: Tensor) -> Tensor:
-    """[b, h, n, K] of a piece as [b * h, n, K], in at least float32."""
-    return tensor.flatten(0, 1).to(_compute_dtype(tensor))
-
-
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
+def _precise(tensor: Tensor) -> Tensor:
+    dtype = compute_dtype(tensor)
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _write_product(part: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1.0, add: bool = False) -> None:
-    """part = alpha a b, or part += alpha a b; part is [b, h, n, K], a and b have b * h in one axis."""
-    room = _room("product", part.numel(), a.dtype).view(a.shape[0], *part.shape[2:])
-    torch.baddbmm(room, a, b, beta=0, alpha=alpha, out=room)
-    (part.add_ if add else part.copy_)(room.view(part.shape))
+    """part = alpha a b, or part += alpha a b; [n, m, K] from [n, m, L] and [n, L, K]."""
+    product = room("product", part.numel(), a.dtype).view(part.shape)
+    torch.baddbmm(product, a, b, beta=0, alpha=alpha, out=product)
+    (part.add_ if add else part.copy_)(product)
 
 
-def _write_logits(logits: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1.0, add: bool = False) -> None:
+def _write_logits(logits: Logits, a: Tensor, b: Tensor, *, alpha: float = 1.0, add: bool = False) -> None:
     """logits = alpha a bᵀ, or logits += alpha a bᵀ, whichever way they lie in memory."""
-    if not logits.is_contiguous():
-        logits, a, b = logits.mT, b, a
-    torch.baddbmm(logits, a, b.mT, beta=float(add), alpha=alpha, out=logits)
+    if logits.by_query:
+        a, b = b, a
+    torch.baddbmm(logits.in_memory, a, b.mT, beta=float(add), alpha=alpha, out=logits.in_memory)
 
 
-def _in_memory_order(logits: Tensor) -> tuple[Tensor, int]:
-    """A contiguous view of logits, and its dimension of the keys."""
-    return (logits, -1) if logits.is_contiguous() else (logits.mT, -2)
-
-
-def _weights(
-    piece: _Piece,
-    q: Tensor,
-    k: Tensor,
-    row: Tensor,
-    column: Tensor,
-    attn_bias: Tensor | None,
-    scale: float,
-    room: str | Tensor = "weights",
-) -> Tensor:
-    """softmax(q kᵀ · scale + S + attn_bias) of a piece, [b * h, queries, L], in ``room``."""
-    logits = _room_for_logits(room, piece, q, row)
-    logits[:, : piece.num_prefix_queries] = 0
-    logits[..., : piece.num_prefix_tokens] = 0
-    patches = piece.of_patches(logits, (row.shape[-1], column.shape[-1]))
-    torch.mul(piece.of_factor(row)[..., :, None], piece.of_factor(column)[..., None, :], out=patches)
-    if attn_bias is not None:
-        for part, bias in piece.with_bias(logits, attn_bias):
-            part.add_(bias)
-    _write_logits(logits, _pairs(piece.of_queries(q)), _pairs(piece.of_keys(k)), alpha=scale, add=True)
-    in_memory, keys = _in_memory_order(logits)
+def _write_weights(
+    logits: Logits, parts: _Parts, plan: Plan, piece: Piece, attn_bias: Tensor | None, scale: float
+) -> None:
+    """softmax(q kᵀ · scale + S + attn_bias) of a piece."""
+    for prefix in logits.prefix:
+        prefix.zero_()
+    grid_size = (parts.row.shape[-2], parts.column.shape[-1])
+    torch.mul(parts.row, parts.column, out=logits.patches.unflatten(-1, grid_size))
     dead = None
+    if attn_bias is not None:
+        for part, bias in plan.with_bias(piece, logits.whole, attn_bias):
+            part.add_(bias)
+    _write_logits(logits, parts.q, parts.k, alpha=scale, add=True)
     if attn_bias is not None and attn_bias.numel() and attn_bias.min() == float("-inf"):
-        dead = (logits == float("-inf")).all(dim=-1, keepdim=True)  # a query that may look nowhere
-    torch.softmax(in_memory, keys, out=in_memory)
-    return logits if dead is None else logits.masked_fill_(dead, 0)  # as torch's attention has it
+        dead = (logits.whole == float("-inf")).all(dim=-1, keepdim=True)  # a query that may look nowhere
+    torch.softmax(logits.in_memory, logits.keys_dim, out=logits.in_memory)
+    if dead is not None:
+        logits.whole.masked_fill_(dead, 0)  # as torch's attention has it
 
 
 def forward(
@@ -201,13 +121,18 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """softmax(q kᵀ · scale + S + attn_bias) v, [B, H, L, K], and the softmax if it is to be kept, piece by piece."""
-    out, kept = _empty_output(q), _empty_weights(q, keep)
-    done = 0
-    for piece in _pieces(q, num_prefix_tokens, _FORWARD_BYTES):
-        size = _num_weights(piece, q)
-        weights = _weights(piece, q, k, row, column, attn_bias, scale, kept[done : done + size] if keep else "weights")
-        _write_product(piece.of_queries(out), weights, _pairs(piece.of_keys(v)))
-        done += size
+    out, kept = empty_like_tokens(q), _empty_weights(q, keep)
+    plan = Plan(q, num_prefix_tokens, _FORWARD_BYTES)
+    rooms, done = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q)), 0
+    for piece, parts, part in zip(plan.pieces, _cut(plan, q, k, v, row, column), plan.of_queries(out), strict=True):
+        if keep:
+            size = math.prod(_shape(parts))
+            weights = rooms.inside(kept[done : done + size], piece, parts)
+            done += size
+        else:
+            weights = rooms.named("weights", piece, parts)
+        _write_weights(weights, parts, plan, piece, attn_bias, scale)
+        _write_product(part, weights.whole, parts.v)
     return out, kept
 
 
@@ -217,22 +142,12 @@ def worth_keeping(q: Tensor) -> bool:
     To make them again would take a third of the backward pass.
     """
     num_tokens, head_dim = q.shape[2:]
-    return num_tokens * _compute_dtype(q).itemsize <= 4 * head_dim * q.element_size()
-
-
-def _num_weights(piece: _Piece, q: Tensor) -> int:
-    images, heads, queries, _ = piece.of_queries(q).shape
-    return images * heads * queries * q.shape[2]
+    return num_tokens * compute_dtype(q).itemsize <= 4 * head_dim * q.element_size()
 
 
 def _empty_weights(q: Tensor, keep: bool) -> Tensor:
     batch, num_heads, num_tokens, _ = q.shape
-    return q.new_empty(batch * num_heads * num_tokens**2 if keep else 0, dtype=_compute_dtype(q))
-
-
-def _empty_output(q: Tensor) -> Tensor:
-    """[B, L, H, K] in memory, as the reshape after attention wants it."""
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
+    return q.new_empty(batch * num_heads * num_tokens**2 if keep else 0, dtype=compute_dtype(q))
 
 
 def backward(
@@ -256,20 +171,28 @@ def backward(
     if needs[5]:
         grads[5].zero_()
     is_kept, done = kept.numel() > 0, 0
-    for piece in _pieces(q, num_prefix_tokens, _FORWARD_BYTES if is_kept else _BACKWARD_BYTES):
+    plan = Plan(q, num_prefix_tokens, _FORWARD_BYTES if is_kept else _BACKWARD_BYTES)
+    rooms, parts_of_grads = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q)), _gradient_parts(plan, grads)
+    grads_out = plan.of_queries(grad_out)
+    for index, (piece, parts) in enumerate(zip(plan.pieces, _cut(plan, q, k, v, row, column), strict=True)):
         if is_kept:
-            size = _num_weights(piece, q)
-            weights = _room_for_logits(kept[done : done + size], piece, q, row)
+            size = math.prod(_shape(parts))
+            weights = rooms.inside(kept[done : done + size], piece, parts)
             done += size
         else:
-            weights = _weights(piece, q, k, row, column, attn_bias, scale)
-        grad_logits = _products_backward(piece, weights, grad_out, (q, k, v), grads[:3], row, scale)
-        if needs[3] or needs[4]:
+            weights = rooms.named("weights", piece, parts)
+            _write_weights(weights, parts, plan, piece, attn_bias, scale)
+        grad_logits = rooms.named("grad_logits", piece, parts)
+        own = [part[index] if part else None for part in parts_of_grads]
+        _products_backward(
+            weights, grad_logits, _precise(grads_out[index]), parts, own[:3], scale, add=piece.queries.start > 0
+        )
+        if own[3] is not None and own[4] is not None:
             # what is kept may be needed by another backward pass
-            room = _room_for_logits("weights", piece, q, row) if is_kept else weights
-            _factors_backward(piece, grad_logits, room, (row, column), grads[3:5])
+            product = rooms.named("weights", piece, parts) if is_kept else weights
+            _factors_backward(grad_logits, product, parts, own[3], own[4])
         if needs[5]:
-            for part, grad in piece.with_bias(grad_logits, grads[5]):
+            for part, grad in plan.with_bias(piece, grad_logits.whole, grads[5]):
                 grad += part.sum_to_size(grad.shape)
     return [*(grad.to(q.dtype) for grad in grads[:3]), *grads[3:]]
 
@@ -277,54 +200,59 @@ def backward(
 def _empty_gradients(
     q: Tensor, row: Tensor, column: Tensor, attn_bias: Tensor | None, needs: list[bool]
 ) -> list[Tensor]:
-    tokens = [q.new_empty(q.shape, dtype=_compute_dtype(q)) if need else row.new_empty(0) for need in needs[:3]]
+    tokens = [q.new_empty(q.shape, dtype=compute_dtype(q)) if need else row.new_empty(0) for need in needs[:3]]
     factors = [torch.empty_like(x) if needs[3] or needs[4] else row.new_empty(0) for x in (row, column)]
     of_bias = torch.empty_like(attn_bias) if needs[5] and attn_bias is not None else row.new_empty(0)
     return [*tokens, *factors, of_bias]
 
 
+def _gradient_parts(plan: Plan, grads: list[Tensor]) -> list[list[Tensor]]:
+    """Those of q, k, v, row and column by pieces; an empty list where there is none."""
+    cuts = (plan.of_queries, plan.of_keys, plan.of_keys, plan.of_factor, plan.of_factor)
+    return [cut(grad) if grad.numel() else [] for cut, grad in zip(cuts, grads, strict=False)]
+
+
 def _products_backward(
-    piece: _Piece,
-    weights: Tensor,
+    weights: Logits,
+    grad_logits: Logits,
     grad_out: Tensor,
-    tensors: tuple[Tensor, Tensor, Tensor],
-    grads: list[Tensor],
-    row: Tensor,
+    parts: _Parts,
+    grads: list[Tensor | None],
     scale: float,
-) -> Tensor:
-    """Writes the gradients of q, k, v, those that are not empty; returns that of the logits."""
-    q, grad_out = _pairs(piece.of_queries(tensors[0])), _pairs(piece.of_queries(grad_out))
-    k, v = (_pairs(piece.of_keys(tensor)) for tensor in tensors[1:])
+    *,
+    add: bool,
+) -> None:
+    """Writes the gradient of the logits, and those of q, k and v that are wanted.
+
+    Args:
+        add: an earlier piece of these heads has written the gradients of k and v.
+    """
     grad_q, grad_k, grad_v = grads
-    add = piece.queries.start > 0  # an earlier piece of these heads has written
-    grad_logits = _room_for_logits("grad_logits", piece, tensors[0], row)
-    if grad_v.numel():
-        _write_product(piece.of_keys(grad_v), weights.mT, grad_out, add=add)
-    _write_logits(grad_logits, grad_out, v)
+    if grad_v is not None:
+        _write_product(grad_v, weights.whole.mT, grad_out, add=add)
+    _write_logits(grad_logits, grad_out, parts.v)
     _softmax_backward(grad_logits, weights)
-    if grad_q.numel():
-        _write_product(piece.of_queries(grad_q), grad_logits, k, alpha=scale)
-    if grad_k.numel():
-        _write_product(piece.of_keys(grad_k), grad_logits.mT, q, alpha=scale, add=add)
-    return grad_logits
+    if grad_q is not None:
+        _write_product(grad_q, grad_logits.whole, parts.k, alpha=scale)
+    if grad_k is not None:
+        _write_product(grad_k, grad_logits.whole.mT, parts.q, alpha=scale, add=add)
 
 
-def _softmax_backward(grad_weights: Tensor, weights: Tensor) -> None:
-    """In place: the gradient of the logits, weights * (grad_weights - sum over keys of weights * grad_weights)."""
-    grad, keys = _in_memory_order(grad_weights)
-    weights, _ = _in_memory_order(weights)
-    torch.ops.aten._softmax_backward_data.out(grad, weights, keys, grad.dtype, grad_input=grad)
+def _softmax_backward(grad: Logits, weights: Logits) -> None:
+    """In place: the gradient of the logits, weights * (grad - sum over keys of weights * grad)."""
+    torch.ops.aten._softmax_backward_data.out(
+        grad.in_memory, weights.in_memory, grad.keys_dim, grad.in_memory.dtype, grad_input=grad.in_memory
+    )
 
 
 def _factors_backward(
-    piece: _Piece, grad_logits: Tensor, room: Tensor, factors: tuple[Tensor, Tensor], grads: list[Tensor]
+    grad_logits: Logits, product: Logits, parts: _Parts, grad_row: Tensor, grad_column: Tensor
 ) -> None:
     """d row = sum over columns of d logits * column, and the other way round."""
-    row, column = (piece.of_factor(factor) for factor in factors)
-    grad_row, grad_column = (piece.of_factor(grad) for grad in grads)
-    patches, product = (piece.of_patches(x, (row.shape[-1], column.shape[-1])) for x in (grad_logits, room))
-    torch.sum(torch.mul(patches, column[..., None, :], out=product), -1, out=grad_row)
-    torch.sum(torch.mul(patches, row[..., :, None], out=product), -2, out=grad_column)
+    grid_size = (parts.row.shape[-2], parts.column.shape[-1])
+    patches, room_of_product = (x.patches.unflatten(-1, grid_size) for x in (grad_logits, product))
+    torch.sum(torch.mul(patches, parts.column, out=room_of_product), -1, out=grad_row)
+    torch.sum(torch.mul(patches, parts.row, out=room_of_product), -2, out=grad_column)
 
 
 # Registered so that torch.compile sees one node, with shapes but no values. The kernels are called through the
@@ -342,7 +270,7 @@ _library.impl("pieces_backward", backward, "CPU")
 
 @torch.library.register_fake("locatvit::pieces_forward", lib=_library)
 def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return _empty_output(q), _empty_weights(q, rest[-1])
+    return empty_like_tokens(q), _empty_weights(q, rest[-1])
 
 
 @torch.library.register_fake("locatvit::pieces_backward", lib=_library)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from locatvit.ops.attention.request import Request
+from locatvit.ops.attention.request import Request, empty_like_tokens
 
 MAX_HEAD_DIM = 128
 MAX_PREFIX_TOKENS = 16
@@ -85,7 +85,7 @@ def forward(
 
     q, k, v = (_unit_stride(tensor) for tensor in (q, k, v))
     batch, num_heads, num_tokens, head_dim = q.shape
-    out, log_sum = _empty_like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    out, log_sum = empty_like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     tiles = choose_tiles((row.shape[-1], column.shape[-1]), head_dim, q.dtype)
     num_tiles = _ceil_div(num_tokens, tiles.queries)
     triton_kernels.forward[(batch * num_heads * num_tiles,)](
@@ -191,15 +191,10 @@ def _unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _empty_like_tokens(q: Tensor) -> Tensor:
-    """[B, L, H, K] in memory, as the reshape after attention wants it."""
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
-
-
 def _empty_gradients(q: Tensor, row: Tensor, column: Tensor, needs: list[bool]) -> list[Tensor]:
     """Of q, k, v and the two factors; k and v come together, as the factors do."""
     keys, factors = needs[1] or needs[2], needs[3] or needs[4]
-    tokens = [_empty_like_tokens(q) if need else row.new_empty(0) for need in (needs[0], keys, keys)]
+    tokens = [empty_like_tokens(q) if need else row.new_empty(0) for need in (needs[0], keys, keys)]
     return [*tokens, *(x.new_empty(x.shape) if factors else row.new_empty(0) for x in (row, column))]
 
 
@@ -257,7 +252,7 @@ for _device in ("CUDA", "CPU"):  # on a CPU it runs in Triton's interpreter alon
 
 @torch.library.register_fake("locatvit::fused_forward", lib=_library)
 def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return _empty_like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return empty_like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.register_fake("locatvit::fused_backward", lib=_library)
