@@ -8,7 +8,7 @@ import torch
 
 import locatvit
 from locatvit import LocAtConfig, LocAtError
-from locatvit.results import Result
+from locatvit.results import Result, write_result
 from small_models import NAMES, image_size, small
 
 VIT = {"img_size": 24, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -95,9 +95,13 @@ def test_a_transformers_model(tmp_path):
         hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48, image_size=24, patch_size=8
     )
     model = stir(locatvit.add_locat(transformers.ViTForImageClassification(config)))
-    with pytest.raises(LocAtError, match="is a transformers model; write it by its own save_pretrained"):
-        locatvit.save_pretrained(model, tmp_path)
-    model.save_pretrained(tmp_path)
+    result = Result("knn", "dino", {}, {"name": "cifar100"}, {"top1": 0.25}, changed={"neighbours": 5})
+    write_result(tmp_path / "run", result)
+    locatvit.save_pretrained(model, tmp_path, results=[tmp_path / "run"])
+    card = (tmp_path / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "| dino, changed: neighbours=5 | cifar100 | top1 | 0.2500 |" in card
+    assert '"kernel": "gaussian"' in card
     again = locatvit.load_pretrained(tmp_path).eval()
     images = torch.randn(2, 3, 24, 24)
     assert torch.equal(again(images).logits, model(images).logits)

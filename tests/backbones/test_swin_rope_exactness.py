@@ -5,9 +5,8 @@ import torch
 
 import golden_case
 import locatvit
-from attention_by_hand import by_hand, parameters
+from attention_by_hand import VARIANTS, by_hand, compare, parameters
 from golden_case import fill, relative
-from locatvit import LocAtConfig
 
 NAMES = ("locatswin_tiny", "locatvit_tiny_rope_mixed")
 SWIN = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 3), "patch_size": 4, "window_size": 3, "num_classes": 5}
@@ -45,64 +44,25 @@ def test_variance_and_alpha_are_the_authors(name):
     golden_case.check_variance_and_alpha(name, locatvit.create_model(name))
 
 
-def _compare(model, images, grid):
-    """Outputs and every gradient, of the model and of its copy with the formulas."""
-    model = model.double().eval()
-    twin = by_hand(model, grid)
-    got, want = model(images), twin(images)
-    assert relative(got.detach(), want.detach()) < 1e-11
-    cotangent = torch.randn_like(got)
-    own, others = dict(model.named_parameters()), parameters(twin)
-    assert own.keys() == others.keys()
-    grads = torch.autograd.grad(got, list(own.values()), cotangent, allow_unused=True)
-    wanted = torch.autograd.grad(want, [others[name] for name in own], cotangent, allow_unused=True)
-    largest = max(grad.abs().max() for grad in wanted if grad is not None)
-    for name, a, b in zip(own, grads, wanted, strict=True):
-        a, b = (torch.zeros_like(own[name]) if grad is None else grad for grad in (a, b))
-        assert (a - b).abs().max() <= 1e-9 * b.abs().max() + 1e-13 * largest, name
-
-
-VARIANTS = {
-    "the paper's": LocAtConfig(),
-    "as printed": LocAtConfig(variance_floor=0, distance_clamp=False),
-    "laplace": LocAtConfig(kernel="laplace"),
-    "inverse distance": LocAtConfig(kernel="inverse_distance", distance_clamp=False),
-    "laplace from input": LocAtConfig(kernel="laplace", variance="input", variance_scaling="area"),
-    "inverse distance, fixed": LocAtConfig(kernel="inverse_distance", variance=2.5, alpha="none"),
-    "variance from input": LocAtConfig(variance="input"),
-    "isotropic": LocAtConfig(variance="isotropic", variance_scaling="area"),
-    "fixed width": LocAtConfig(variance=4.0),
-    "fixed width, no scaling": LocAtConfig(variance=4.0, alpha="none", variance_scaling="none"),
-    "no scaling": LocAtConfig(alpha="none"),
-    "automatic scaling": LocAtConfig(alpha="auto"),
-    "automatic, from input": LocAtConfig(alpha="auto", variance="input"),
-    "GAug alone": LocAtConfig(prr=False),
-    "PRR alone": LocAtConfig(gaug=False),
-    "GAP": LocAtConfig(gaug=False, prr=False, pooling="avg"),
-    "GAug and GAP": LocAtConfig(prr=False, pooling="avg"),
-    "second block": LocAtConfig(layers=(1,)),
-}
-
-
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 @pytest.mark.parametrize("size", [(56, 56), (56, 88)], ids=str)
 def test_variants_in_vit(config, size):
     """Trained at 7 x 7, also applied at 7 x 11."""
     model = fill(locatvit.create_model("locatvit_tiny", **VIT, img_size=56, reg_tokens=2, locat=config))
-    _compare(model, torch.randn(2, 3, *size, dtype=torch.float64), (size[0] // 8, size[1] // 8))
+    compare(model, torch.randn(2, 3, *size, dtype=torch.float64), (size[0] // 8, size[1] // 8))
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_variants_in_rope(config):
     model = fill(locatvit.create_model("locatvit_tiny_rope_mixed", **VIT, img_size=56, locat=config))
-    _compare(model, torch.randn(2, 3, 40, 72, dtype=torch.float64), (5, 9))
+    compare(model, torch.randn(2, 3, 40, 72, dtype=torch.float64), (5, 9))
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_variants_in_swin(config):
     """15 x 11 patches in windows of 3 x 3, so the last column of windows is padded; then 8 x 6."""
     model = fill(locatvit.create_model("locatswin_tiny", **SWIN, img_size=(60, 44), locat=config))
-    _compare(model, torch.randn(2, 3, 60, 44, dtype=torch.float64), None)
+    compare(model, torch.randn(2, 3, 60, 44, dtype=torch.float64), None)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:timm.layers.interpolate")  # timm resamples its table there
@@ -110,12 +70,12 @@ def test_swin_reads_a_changed_window_again():
     model = fill(locatvit.create_model("locatswin_tiny", **SWIN, img_size=48))
     model.set_input_size((80, 96), window_size=(5, 4))
     assert [module.window_size for module in model.modules() if hasattr(module, "window_size")][-1] == (5, 4)
-    _compare(model, torch.randn(2, 3, 80, 96, dtype=torch.float64), None)
+    compare(model, torch.randn(2, 3, 80, 96, dtype=torch.float64), None)
 
 
 def test_swin_of_any_size():
     model = fill(locatvit.create_model("locatswin_tiny", **SWIN, img_size=48, strict_img_size=False))
-    _compare(model, torch.randn(2, 3, 68, 52, dtype=torch.float64), None)
+    compare(model, torch.randn(2, 3, 68, 52, dtype=torch.float64), None)
 
 
 @pytest.mark.slow

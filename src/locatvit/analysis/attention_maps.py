@@ -17,6 +17,7 @@ from locatvit.errors import LocAtError
 from locatvit.grid import GridSize
 from locatvit.layers.attention import LocalityAttention, additive
 from locatvit.ops.attention import reference
+from locatvit.transformers_hosts import num_prefix_tokens, only_tower, run, towers_of
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,11 @@ class AttentionMaps:
 def attention_maps(
     model: nn.Module, images: Float[Tensor, "B C height width"], layers: Sequence[int] | None = None
 ) -> AttentionMaps:
-    """Attention weights of a timm ViT, with LocAt or without: plain, with registers or rotary positions, Jumbo.
+    """Attention weights of a ViT, with LocAt or without: timm's plain, registered or rotary, Jumbo, transformers'.
 
     Args:
-        model: a model with ``blocks``, each with an ``attn`` of all tokens.
+        model: of timm's kind, with ``blocks``, each with an ``attn`` of all tokens; or a transformers model that is or
+            holds one of ``locatvit.transformers_hosts.HOSTS``.
         images: normalised as the model expects.
         layers: block indices, negative ones from the end; None for all. One block keeps B H L² numbers.
 
@@ -77,23 +79,33 @@ def attention_maps(
         maps = {i % depth: stack.enter_context(_taken(attentions[i % depth])) for i in wanted}
         try:
             model.eval()
-            model(images)
+            prefix, grid_size = _run(model, images)
         finally:
             for module, mode in modes:
                 module.training = mode
-    host = cast(Any, model)
-    grid_size = host.patch_embed.dynamic_feat_size(images.shape[-2:])
-    return AttentionMaps({index: found[0] for index, found in maps.items()}, host.num_prefix_tokens, grid_size)
+    return AttentionMaps({index: found[0] for index, found in maps.items()}, prefix, grid_size)
+
+
+def _run(model: Any, images: Tensor) -> tuple[int, GridSize]:
+    """A forward pass, which takes this many prefix tokens and this grid of patches."""
+    if towers_of(model):
+        tower, host = only_tower(model)
+        return num_prefix_tokens(tower, host), run(tower, host, images)
+    model(images)
+    return model.num_prefix_tokens, model.patch_embed.dynamic_feat_size(images.shape[-2:])
 
 
 def _attentions(model: nn.Module) -> list[nn.Module]:
+    if towers_of(model):
+        tower, host = only_tower(model)
+        return [block.get_submodule(host.attention) for block in tower.get_submodule(host.blocks)]
     attentions: list[Any] = [getattr(block, "attn", None) for block in getattr(model, "blocks", [])]
     if not attentions or not all(
         isinstance(attention, LocalityAttention) or hasattr(attention, "fused_attn") for attention in attentions
     ):
         raise LocAtError(
             f"attention_maps cannot read {type(model).__name__}; it needs blocks whose attn runs torch's fused "
-            "attention on all tokens, as timm's ViTs do"
+            "attention on all tokens, as timm's ViTs and transformers' do"
         )
     return attentions
 
@@ -106,20 +118,44 @@ def _taken(attention: Any) -> Iterator[list[Tensor]]:
     def take(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if isinstance(module, LocalityAttention):
             found.append(module.attention_weights(*args, **kwargs))
-            return
-        fused, module.fused_attn = module.fused_attn, True
-        try:
-            with _TakeFused(found):
-                # not the module: this hook would be called again
-                type(module).forward(module, *args, **kwargs)
-        finally:
-            module.fused_attn = fused
+        elif hasattr(module, "fused_attn"):
+            fused, module.fused_attn = module.fused_attn, True
+            try:
+                with _TakeFused(found):
+                    # not the module: this hook would be called again
+                    type(module).forward(module, *args, **kwargs)
+            finally:
+                module.fused_attn = fused
+        else:
+            found.append(_of_transformers(module, *args, **kwargs))
 
     handle = attention.register_forward_pre_hook(take, with_kwargs=True)
     try:
         yield found
     finally:
         handle.remove()
+
+
+def _of_transformers(attention: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """The weights of the library's attentions: those with LocAt and its plain one give them, fused ones do not."""
+    fused: list[Tensor] = []
+    locality = getattr(attention, "locality", None)
+    if locality is not None:
+        locality.tells_weights = True
+    try:
+        with _TakeFused(fused):
+            weights = type(attention).forward(attention, *args, **kwargs)[1]
+    finally:
+        if locality is not None:
+            locality.tells_weights = False
+    if weights is not None:
+        return cast(Tensor, weights)
+    if not fused:
+        raise LocAtError(
+            f"attn_implementation is {attention.config._attn_implementation!r}, which tells no attention weights; use "
+            "model.set_attn_implementation('sdpa')"
+        )
+    return fused[0]
 
 
 class _TakeFused(TorchFunctionMode):

@@ -8,14 +8,17 @@ import io
 import json
 import pickle
 import re
+import ssl
 import struct
+import urllib.error
+import urllib.request
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -27,6 +30,7 @@ from locatvit.layers import GAug
 from locatvit.storage import write_bytes
 
 _HUB = "hf-hub:"
+_HUB_TIMEOUT = 5  # seconds
 WEIGHTS_FILE = "model.safetensors"
 """Of a folder, or of a repository on the hub."""
 # Where training programs put the weights in a pickle, e.g. timm's; the averaged ones first.
@@ -189,10 +193,13 @@ def fetch(source: str | Path, name: str, *, cache_dir: str | None = None) -> Pat
     if str(source).startswith(_HUB):
         repository = str(source).removeprefix(_HUB)
         try:
-            return Path(hf_hub_download(repository, name, cache_dir=cache_dir))
+            # asked first: the client itself tries again for half a minute
+            return Path(hf_hub_download(repository, name, cache_dir=cache_dir, local_files_only=not hub_answers()))
         except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+            offline = isinstance(error, LocalEntryNotFoundError)
+            reason = "it does not answer, and the cache lacks the file" if offline else _first_line(error)
             raise LocAtError(
-                f"cannot fetch {name} of {repository!r} from the hub ({_first_line(error)}); check "
+                f"cannot fetch {name} of {repository!r} from the hub ({reason}); check "
                 "the name and the connection, or give the path of a downloaded file"
             ) from error
     path = Path(source)
@@ -202,6 +209,19 @@ def fetch(source: str | Path, name: str, *, cache_dir: str | None = None) -> Pat
         what = "checkpoint" if name == WEIGHTS_FILE else name
         raise LocAtError(f"no {what} at {path}; give a file, a folder with {name}, or hf-hub:owner/name")
     return path
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached now; what it answers, and whom it trusts, is the client's affair."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_TIMEOUT)
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)
+    except OSError:
+        return False
+    return True
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Meaning | None]:

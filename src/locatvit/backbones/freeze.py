@@ -42,6 +42,8 @@ def _classifier(model: nn.Module) -> nn.Module:
         found = model.get_classifier()  # type: ignore[operator]
         return nn.ModuleList(found) if isinstance(found, tuple) else found  # distilled DeiT has two
     found = getattr(model, "classifier", None)
+    if hasattr(model, "distillation_classifier"):  # transformers' distilled DeiT
+        return nn.ModuleList([model.get_submodule("cls_classifier"), model.get_submodule("distillation_classifier")])
     if not isinstance(found, nn.Module):
         raise LocAtError(
             f"it is not known where the classifier of this {type(model).__name__} is; call freeze_host with head=False "

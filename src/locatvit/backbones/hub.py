@@ -18,7 +18,7 @@ from locatvit.backbones.checkpoint import WEIGHTS_FILE, fetch, load_checkpoint, 
 from locatvit.backbones.registry import MODELS, create_model
 from locatvit.config import LocAtConfig
 from locatvit.errors import LocAtError
-from locatvit.results import Result
+from locatvit.results import Result, read_result
 from locatvit.storage import write_json, write_text
 
 CONFIG_FILE = "config.json"
@@ -30,24 +30,41 @@ _OF_THE_WEIGHTS = (
 _SWITCHES = ("locat", "gaug", "prr", "no_pos_emb")
 
 
-def save_pretrained(model: nn.Module, folder: str | Path, *, results: Sequence[Result] = ()) -> Path:
+def save_pretrained(model: nn.Module, folder: str | Path, *, results: Sequence[Result | str | Path] = ()) -> Path:
     """Write a folder that ``load_pretrained`` reads, and ``timm.create_model("local-dir:FOLDER", pretrained=True)`` for
     our names while this package is imported.
 
     Args:
-        model: made by ``create_model`` or timm's, with LocAt or without.
+        model: made by ``create_model`` or timm's, with LocAt or without; or a transformers model, which its own
+            ``save_pretrained`` writes, and this the card beside.
         folder: is made where it does not exist.
-        results: measured with these weights; the card shows them with protocol, data and versions.
+        results: measured with these weights, or the folders of the runs that measured them (with ``result.json``); the
+            card shows them with protocol, data and versions.
 
     Raises:
         LocAtError: the model does not tell how it was made, or the folder cannot be written.
     """
     folder = Path(folder)
+    measured = [each if isinstance(each, Result) else read_result(Path(each)) for each in results]
+    if hasattr(model, "save_pretrained"):  # transformers'
+        return _save_transformers(model, folder, measured)
     config = _describe(model)
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(model, folder / WEIGHTS_FILE)
-    write_text(folder / CARD_FILE, _card(config, results))
+    write_text(folder / CARD_FILE, _card(config, measured))
     write_json(folder / CONFIG_FILE, config)  # last: what has one is whole
+    return folder
+
+
+def _save_transformers(model: Any, folder: Path, results: Sequence[Result]) -> Path:
+    try:
+        model.save_pretrained(folder)
+    except OSError as error:
+        raise LocAtError(f"cannot write {folder}: {error.strerror or error}; choose another folder") from error
+    settings = getattr(model.config, "locat", None)
+    config = {"architecture": type(model).__name__, "model_args": {}, "pretrained_cfg": {}}
+    config |= {} if settings is None else {"locat": settings}
+    write_text(folder / CARD_FILE, _card(config, results, library="transformers"))
     return folder
 
 
@@ -78,7 +95,9 @@ def load_pretrained(source: str | Path, *, cache_dir: str | None = None, **kwarg
     return load_checkpoint(model, source, cache_dir=cache_dir)
 
 
-def push_to_hub(model: nn.Module, repository: str, folder: str | Path, *, results: Sequence[Result] = ()) -> str:
+def push_to_hub(
+    model: nn.Module, repository: str, folder: str | Path, *, results: Sequence[Result | str | Path] = ()
+) -> str:
     """``save_pretrained`` into ``folder``, then upload it; returns the address of the commit.
 
     Args:
@@ -105,11 +124,6 @@ def push_to_hub(model: nn.Module, repository: str, folder: str | Path, *, result
 def _describe(model: Any) -> dict[str, Any]:
     """What timm reads, and LocAt's settings: as a keyword of our names, beside the keywords for other models."""
     told: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    if hasattr(model, "save_pretrained"):
-        raise LocAtError(
-            f"this {type(model).__name__} is a transformers model; write it by its own save_pretrained, which keeps "
-            "LocAt's settings, too"
-        )
     if not told.get("architecture"):
         raise LocAtError(
             f"this {type(model).__name__} does not tell its name, so nobody could make it again; create it by "
@@ -138,14 +152,14 @@ def _describe(model: Any) -> dict[str, Any]:
     return config
 
 
-def _card(config: Mapping[str, Any], results: Sequence[Result]) -> str:
+def _card(config: Mapping[str, Any], results: Sequence[Result], library: str = "timm") -> str:
     locat = config.get("locat") or config["model_args"].get("locat")
     name = config["architecture"] + (" with LocAt" if "locat" in config else "")
     lines = [
         "---",
-        "library_name: timm",
+        f"library_name: {library}",
         f"license: {config['pretrained_cfg'].get('license', 'other')}",
-        "tags: [image-classification, image-feature-extraction, timm, locatvit]",
+        f"tags: [image-classification, image-feature-extraction, {library}, locatvit]",
         "---",
         f"# {name}",
         "",
@@ -161,6 +175,8 @@ def _card(config: Mapping[str, Any], results: Sequence[Result]) -> str:
     for result in results:
         versions = result.environment.get("versions", {})
         stamp = f"locatvit {versions.get('locatvit')}, torch {versions.get('torch')}, {result.environment.get('date')}"
+        changed = ", ".join(f"{name}={value}" for name, value in result.changed.items())
+        protocol = result.protocol + (f", changed: {changed}" if changed else "")
         for metric, value in result.metrics.items():
-            lines.append(f"| {result.protocol} | {result.data.get('name')} | {metric} | {value:.4f} | {stamp} |")
+            lines.append(f"| {protocol} | {result.data.get('name')} | {metric} | {value:.4f} | {stamp} |")
     return "\n".join(lines) + "\n"

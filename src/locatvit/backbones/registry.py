@@ -55,6 +55,8 @@ MODELS: dict[str, NamedModel] = {
 }
 """The only list of names, beside those of ``jumbo.py``."""
 
+TRANSFORMERS = "hf/"
+"""What stands before the names of transformers' models."""
 # What timm's and torch's constructors raise on arguments that do not go together.
 _REFUSALS = (
     TypeError, ValueError, AssertionError, AttributeError, ArithmeticError, LookupError, RuntimeError, OSError
@@ -75,18 +77,23 @@ def _published_cfg(model: NamedModel) -> dict[str, Any]:
 
 
 def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A model by name: ``timm.create_model``, with ours among timm's names.
+    """A model by name: ``timm.create_model``, with ours among timm's names; and transformers' models.
 
     Args:
-        name: e.g. ``"locatvit_base"`` (timm's ViT-Base and ``add_locat``) or any timm name.
+        name: e.g. ``"locatvit_base"`` (timm's ViT-Base and ``add_locat``), any timm name, or a transformers model as
+            ``"hf/owner/name"`` or ``"hf/FOLDER"``, see ``transformers_create.create``.
         pretrained: load published weights.
         kwargs: timm's (``num_classes``, ``img_size``, ``dynamic_img_size``, ``reg_tokens``,
             ``pos_embed="none"``, ``drop_path_rate``, ...), and for our names ``locat``, a ``LocAtConfig``, or
-            ``gaug`` and ``prr``.
+            ``gaug`` and ``prr``. For transformers' models ``num_classes``, ``locat`` and their configuration's.
 
     Raises:
         LocAtError: an unknown name (with near matches), or a keyword that the model does not take.
     """
+    if name.startswith(TRANSFORMERS):
+        from locatvit.backbones import transformers_create  # here: see _with_locat
+
+        return transformers_create.create(name, pretrained, **kwargs)
     check_name(name)
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
@@ -100,7 +107,11 @@ def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Modul
 
 def check_name(name: str) -> None:
     """Raise ``LocAtError``, with near matches, for a name that ``create_model`` does not know."""
-    if not is_model(name) and not name.startswith(_OUTSIDE):
+    if name.startswith(TRANSFORMERS):
+        from locatvit.backbones import transformers_create
+
+        transformers_create.check_name(name)
+    elif not is_model(name) and not name.startswith(_OUTSIDE):
         raise LocAtError(f"model {name!r} is unknown; {near_matches(name, list_models())} Ours: {', '.join(MODELS)}")
 
 

@@ -99,7 +99,10 @@ class RecordGrid:
         self.grid = grid
 
     def __call__(self, patch_embed: PatchEmbed, args: tuple[Tensor, ...], tokens: Tensor) -> None:
-        self.grid.record(patch_embed.dynamic_feat_size(args[0].shape[-2:]))
+        if tokens.ndim == 4:  # [B, h, w, D], of a model of dynamic size; exporters refuse what follows
+            self.grid.record((tokens.shape[1], tokens.shape[2]))
+        else:
+            self.grid.record(patch_embed.dynamic_feat_size(args[0].shape[-2:]))
 
 
 class EnterBlock:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from locatvit.errors import LocAtError
 from locatvit.layers import CurrentGrid, GAug
-from locatvit.layers.attention import additive, refuse_causal
+from locatvit.layers.attention import additive, fixed_layout, refuse_causal
 from locatvit.layers.refine import CurrentMask
 from locatvit.ops.attention import gaug_attention, reference
 
@@ -37,6 +37,7 @@ class Locality:
         grid: of the present tokens.
         mask: where PRR learns what the last block's attention excludes; None in other blocks.
         passed: input and output of the query projection in this forward pass, where they are recorded.
+        tells_weights: give the attention weights, whether the library asks for them or not.
     """
 
     grid: CurrentGrid
@@ -44,6 +45,7 @@ class Locality:
     backend: str
     mask: CurrentMask | None = None
     passed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    tells_weights: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "passed": []}
@@ -81,16 +83,16 @@ def attend(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     first = locality.num_prefix_tokens
     if factors is None:
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attn_bias, dropout_p=dropout, scale=scaling
-        )  # fmt: skip
+        out = fixed_layout(
+            F.scaled_dot_product_attention(query, key, value, attn_mask=attn_bias, dropout_p=dropout, scale=scaling)
+        )
     else:
         out = gaug_attention(
             query, key, value, *factors, num_prefix_tokens=first, attn_bias=attn_bias, scale=scaling,
             dropout_p=dropout, backend=locality.backend,
         )  # fmt: skip
     weights = None
-    if kwargs.get("output_attentions"):
+    if kwargs.get("output_attentions") or locality.tells_weights:
         weights = reference.attention_weights(
             query, key, *(factors or (None, None)), num_prefix_tokens=first, attn_bias=attn_bias, scale=scaling
         )

@@ -12,7 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from locatvit.errors import LocAtError
+from locatvit.evaluation.any_size import accept_any_size, own_size
 from locatvit.features import Features
+from locatvit.transformers_hosts import Host, num_prefix_tokens, only_tower, run, towers_of
+
+__all__ = ["FeaturesFn", "accept_any_size", "extract_features", "frozen", "frozen_features"]
 
 FeaturesFn = Callable[[Tensor], Features]
 """Images ``[B, 3, height, width]`` to their features."""
@@ -29,20 +33,35 @@ def extract_features(
     the head. Training mode and gradients are left as the caller has them; ``frozen`` is for evaluation.
 
     Args:
-        model: any backbone with timm's ``forward_intermediates``: ViTs with and without prefix tokens, Swin,
-            ConvNets. Of a backbone that hands out no prefix tokens, ``prefix`` is empty.
+        model: any backbone with timm's ``forward_intermediates``: ViTs with and without prefix tokens, Swin, Twins,
+            ConvNets. Of a backbone that hands out no prefix tokens, ``prefix`` is empty. Or a transformers model that
+            is or holds one of ``locatvit.transformers_hosts.HOSTS``.
         images: normalised as the model wants them.
         layer: block of a ViT, stage of a hierarchical model; negative counts from the end.
         norm: put the tokens through the model's final norm, as far as the model does that for this layer.
 
     Raises:
-        LocAtError: the model has no ``forward_intermediates``, no such layer, no final norm to apply there,
-            or does not take images of this size.
+        LocAtError: the model is of neither kind, or it has no such layer, no final norm to apply there, or does not
+            take images of this size.
     """
-    _check_request(model, images, layer)
+    _check_images(images)
+    if callable(getattr(model, "forward_intermediates", None)):
+        return _of_timm(model, images, layer, norm)
+    if towers_of(model):
+        return _of_transformers(*only_tower(model), images, layer, norm)
+    raise LocAtError(
+        f"{type(model).__name__} has no forward_intermediates, so its layers cannot be read; use a timm model, one of "
+        "transformers' ViT family, or give the class a method of that name with timm's arguments"
+    )
+
+
+def _of_timm(model: nn.Module, images: Tensor, layer: int, norm: bool) -> Features:
+    _check_layer(model, layer, len(getattr(model, "feature_info", ())))
     # only with prefix tokens: asked without, some of timm's models fail and some answer in another form
     has_prefix = getattr(model, "num_prefix_tokens", 0) > 0 and "return_prefix_tokens" in _options(model)
     options: dict[str, Any] = {"return_prefix_tokens": True} if has_prefix else {}
+    if own_size(model) not in (None, tuple(images.shape[-2:])):
+        raise _refused(model, images, f"it takes {own_size(model)} alone")
     with _must_run_final_norm(model, layer) if norm else nullcontext():
         try:
             (taken,) = cast(Any, model).forward_intermediates(
@@ -55,13 +74,37 @@ def extract_features(
                 **options,
             )
         except AssertionError as error:
-            raise LocAtError(
-                f"{type(model).__name__} refuses images of {images.shape[-2]} x {images.shape[-1]} pixels: "
-                f"{str(error).rstrip('.')}. Resize the images, call accept_any_size(model), or create the "
-                "model with dynamic_img_size=True, dynamic_img_pad=True (Swin: strict_img_size=False)"
-            ) from error
+            raise _refused(model, images, str(error).rstrip(".")) from error
     patch_map, prefix = taken if has_prefix else (taken, None)
-    return _as_features(patch_map, prefix, has_cls=getattr(model, "cls_token", None) is not None)
+    has_cls = getattr(getattr(model, "embeds", model), "cls_token", None) is not None  # NaFlexViT has it in embeds
+    return _as_features(patch_map, prefix, has_cls=has_cls)
+
+
+def _refused(model: nn.Module, images: Tensor, reason: str) -> LocAtError:
+    return LocAtError(
+        f"{type(model).__name__} refuses images of {images.shape[-2]} x {images.shape[-1]} pixels: {reason}. Resize "
+        "the images, call accept_any_size(model), or create the model with img_size=... of them, or with "
+        "dynamic_img_size=True, dynamic_img_pad=True (Swin: strict_img_size=False)"
+    )
+
+
+def _of_transformers(tower: Any, host: Host, images: Tensor, layer: int, norm: bool) -> Features:
+    blocks = tower.get_submodule(host.blocks)
+    _check_layer(tower, layer, len(blocks))
+    final_norm = tower.get_submodule(host.final_norm)
+    if norm and isinstance(final_norm, nn.Identity):
+        raise _no_norm(tower, layer)
+    taken: list[Tensor] = []
+    handle = blocks[layer].register_forward_hook(
+        lambda block, args, out: taken.append(out[0] if isinstance(out, tuple) else out)
+    )
+    try:
+        grid_size = run(tower, host, images)
+    finally:
+        handle.remove()
+    tokens = final_norm(taken[0]) if norm else taken[0]
+    prefix, patches = tokens.tensor_split((num_prefix_tokens(tower, host),), dim=1)
+    return Features(prefix[:, 0] if host.num_prefix_tokens else None, prefix, patches, grid_size)
 
 
 def _as_features(patch_map: Float[Tensor, "B D h w"], prefix: Float[Tensor, "B P D"] | None, has_cls: bool) -> Features:
@@ -98,65 +141,19 @@ def frozen(model: AnyModule) -> Iterator[AnyModule]:
             module.training = mode
 
 
-def accept_any_size(model: AnyModule) -> AnyModule:
-    """Let a timm ViT or Swin that was made for one image size take every size, in place; returns the model.
-
-    After it the model is as if created with ``dynamic_img_size=True, dynamic_img_pad=True``: positions are
-    resampled bicubically at each forward (mixed rotary ones computed, Swin's masks made anew), and an image whose
-    size is no multiple of the patch is padded with zeros at its right and lower edge, as in the paper's protocol. No
-    weight changes, nor does the output at the model's own size. A model that is dynamic already learns to pad; one
-    of no fixed size (a ConvNet) is returned as it is.
-
-    Raises:
-        LocAtError: the model holds more than that to one size (tables of rotary positions).
-    """
-    patch_embed: Any = getattr(model, "patch_embed", None)
-    resamples = hasattr(model, "dynamic_img_size") and hasattr(model, "_pos_embed")
-    if not resamples and not getattr(patch_embed, "strict_img_size", False):
-        return model
-    switches = ("strict_img_size", "flatten", "output_fmt", "dynamic_img_pad")
-    in_windows = [module for module in model.modules() if hasattr(module, "dynamic_mask")]
-    can_switch = (resamples or in_windows) and all(hasattr(patch_embed, name) for name in switches)
-    if not can_switch or not _rotates_any_grid(model):
-        raise LocAtError(
-            f"{type(model).__name__} cannot be switched to other image sizes; create it with "
-            "dynamic_img_size=True (Swin: strict_img_size=False), or resize the images"
-        )
-    cast(Any, model).dynamic_img_size = True
-    for block in in_windows:
-        cast(Any, block).dynamic_mask = True
-    patch_embed.strict_img_size, patch_embed.flatten, patch_embed.dynamic_img_pad = False, False, True
-    # timm's own enumeration, reached without importing timm
-    patch_embed.output_fmt = type(patch_embed.output_fmt)("NHWC")
-    return model
-
-
-def _rotates_any_grid(model: Any) -> bool:
-    """Whether rotary positions, if there are any, are computed for the grid that is asked for, or a kept table."""
-    rope = getattr(model, "rope", None)
-    if rope is None or model.dynamic_img_size:
-        return True
-    another = (1, model.patch_embed.num_patches + 1)
-    with torch.no_grad():
-        return bool(rope.get_embed(another).shape[-2] == another[1])
-
-
 def _options(model: nn.Module) -> set[str]:
     return set(inspect.signature(cast(Any, model).forward_intermediates).parameters)
 
 
-def _check_request(model: nn.Module, images: Tensor, layer: int) -> None:
-    if not callable(getattr(model, "forward_intermediates", None)):
-        raise LocAtError(
-            f"{type(model).__name__} has no forward_intermediates, so its layers cannot be read; use a "
-            "timm model, or give the class a method of that name with timm's arguments"
-        )
+def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or not images.is_floating_point():
         raise LocAtError(
             f"images are {images.dtype} of shape {tuple(images.shape)}; they must be floating point "
             "[B, 3, height, width], normalised as the model wants them"
         )
-    depth = len(getattr(model, "feature_info", ()))
+
+
+def _check_layer(model: nn.Module, layer: int, depth: int) -> None:
     if depth and not -depth <= layer < depth:
         raise LocAtError(
             f"layer is {layer}, but {type(model).__name__} has {depth} layers to read; give one from "
@@ -178,7 +175,11 @@ def _must_run_final_norm(model: nn.Module, layer: int) -> Iterator[None]:
     else:
         yield
     if not runs:
-        raise LocAtError(
-            f"norm is True, but {type(model).__name__} has no final norm to apply after layer {layer} "
-            "(a model that pools its patches may keep it behind the pooling); set norm to False"
-        )
+        raise _no_norm(model, layer)
+
+
+def _no_norm(model: nn.Module, layer: int) -> LocAtError:
+    return LocAtError(
+        f"norm is True, but {type(model).__name__} has no final norm to apply after layer {layer} "
+        "(a model that pools its patches may keep it behind the pooling); set norm to False"
+    )

@@ -12,7 +12,7 @@ from torch import nn
 from locatvit.backbones import BACKBONES
 from locatvit.backbones.add import add_locat
 from locatvit.backbones.checkpoint import Weights
-from locatvit.backbones.registry import MODELS, check_name, create_model
+from locatvit.backbones.registry import MODELS, TRANSFORMERS, check_name, create_model
 from locatvit.config import LocAtConfig
 from locatvit.data import Split, Task, open_dataset
 from locatvit.data.loader import Loader, make_loader
@@ -52,7 +52,7 @@ class ModelPlan:
                 f"model.kwargs has num_classes={kwargs['num_classes']} but the data has {num_classes} "
                 "classes; leave it out"
             )
-        if config.name in MODELS:
+        if config.name in MODELS or config.name.startswith(TRANSFORMERS):
             model = create_model(config.name, config.pretrained, locat=config.locat, **kwargs)
         else:
             model = create_model(config.name, config.pretrained, **kwargs)
@@ -75,8 +75,15 @@ def build_loader(
     batch_size: int,
     num_workers: int,
     seed: int,
+    training: bool | None = None,
 ) -> Loader:
     """The loader of one split, with no more workers than there are cores: more would wait for each other.
+
+    Args:
+        data: which data.
+        task, split, transform: see ``open_dataset``.
+        batch_size, num_workers, seed: see ``make_loader``.
+        training: shuffle, and leave out an incomplete last batch; None for the training split alone.
 
     Raises:
         LocAtError: the data cannot be opened; see ``open_dataset`` and ``make_loader``.
@@ -86,7 +93,7 @@ def build_loader(
     return make_loader(
         dataset,
         batch_size=batch_size,
-        training=split == "train",
+        training=split == "train" if training is None else training,
         num_workers=min(num_workers, _num_cores()),
         seed=seed,
         max_bad_images=data.max_bad_images,
@@ -146,14 +153,20 @@ def read_run_model(run_dir: Path) -> ModelConfig:
 def describe_model(model: nn.Module, config: ModelConfig) -> dict[str, Any]:
     """A result's ``model``."""
     locat = getattr(model, "locat_config", None)
-    family = next((family.name for family in BACKBONES if family.matches(model)), config.name)
     return {
         "name": config.name,
-        "label": config.label or family,
+        "label": config.label or _kind(model, config),
         "kwargs": plain_data(config.kwargs),
         "locat": None if locat is None else plain_data(locat),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+
+
+def _kind(model: Any, config: ModelConfig) -> str:
+    """The family of a model; of a transformers model, which are all in one, the library's word for its kind."""
+    if config.name.startswith(TRANSFORMERS):
+        return str(model.config.model_type)
+    return next((family.name for family in BACKBONES if family.matches(model)), config.name)
 
 
 def describe_data(data: DataConfig, loader: Loader) -> dict[str, Any]:
