@@ -40,7 +40,7 @@ def no_outcome(run_dir: Path) -> bool:
     ("arguments", "message"),
     [
         ("trian", "'trian' is no verb; did you mean train?"),
-        ("--lr 3", "'--lr' is no verb; known: export, profile, quickstart, report, segment, train, validate"),
+        ("--lr 3", "'--lr' is no verb; known: data, export, .*profile, quickstart, report, "),
         ("train --lr 3", "--lr is no option; did you mean --training.lr?"),
         ("train --training.epoch 3", "--training.epoch is no option; did you mean --training.epochs"),
         ('train --training "{epochz: 3}"', "--training.epochz is no option; did you mean --training.ep"),

@@ -19,6 +19,12 @@ __all__ = ["DATASETS", "TIMM_PREFIXES", "DataSpec", "ImageDataset", "Split", "Ta
 
 DATASETS: dict[str, dict[str, str]] = {
     "cifar100": {"classification": "cifar100:open_cifar100"},
+    "ade20k": {"segmentation": "named_sets:ADE20K"},
+    "pascal_context": {"segmentation": "named_sets:PascalContext"},
+    "coco_stuff": {"segmentation": "named_sets:CocoStuff"},
+    "coco_stuff_10k": {"segmentation": "named_sets:CocoStuff10k"},
+    "voc2012": {"segmentation": "named_sets:VOC2012"},
+    "cityscapes": {"segmentation": "named_sets:Cityscapes"},
     "camvid": {"segmentation": "camvid:CamVid"},
     "folder": {
         "classification": "folder:ImageFolder",

@@ -9,13 +9,9 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from locatvit.data.images import IMAGE_EXTENSIONS, read_image, read_mask
-from locatvit.data.spec import IGNORE_INDEX, DataSpec, Split
+from locatvit.data.layout import LAYOUT, read_classes
+from locatvit.data.spec import IGNORE_INDEX, Colour, DataSpec, Split
 from locatvit.errors import LocAtError
-
-LAYOUT = (
-    "images/{train,val}/NAME.jpg, annotations/{train,val}/NAME.png (8-bit, pixel = class, 255 = ignore) "
-    "and classes.txt (a name a line)"
-)
 
 
 class SegmentationFolder(Dataset[tuple[Any, Any]]):
@@ -27,6 +23,7 @@ class SegmentationFolder(Dataset[tuple[Any, Any]]):
         transform: ``(PIL image, int64 mask [H, W])`` to what an item shall be.
         name: what the spec calls the data set.
         image_size: (height, width) where all images share it.
+        palette: a colour a class, where the data set has its own.
 
     Raises:
         LocAtError: a part of the layout is missing, there are no images, or an image stands without its mask
@@ -41,10 +38,11 @@ class SegmentationFolder(Dataset[tuple[Any, Any]]):
         *,
         name: str = "folder",
         image_size: tuple[int, int] | None = None,
+        palette: tuple[Colour, ...] | None = None,
     ) -> None:
         if root is None:
             raise LocAtError(f"data set {name!r} needs root: the folder that holds {LAYOUT}")
-        self.spec = DataSpec(name, "segmentation", read_classes(root), IGNORE_INDEX, image_size)
+        self.spec = DataSpec(name, "segmentation", read_classes(root), IGNORE_INDEX, image_size, palette)
         self.transform = transform
         self.pairs = _pairs(root / "images" / split, root / "annotations" / split)
 
@@ -64,25 +62,6 @@ class SegmentationFolder(Dataset[tuple[Any, Any]]):
     def describe(self, index: int) -> str:
         """The image's path."""
         return str(self.pairs[index][0])
-
-
-def read_classes(root: Path) -> tuple[str, ...]:
-    """The class names of ``root/classes.txt``; line number = class number.
-
-    Raises:
-        LocAtError: no such file, an empty line between names, or a name twice.
-    """
-    path = root / "classes.txt"
-    if not path.is_file():
-        raise LocAtError(f"no file {path}; expected under {root}: {LAYOUT}")
-    names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
-    if not names:
-        raise LocAtError(f"{path} is empty; it must have one class name a line")
-    for number, name in enumerate(names):
-        if not name or name in names[:number]:
-            fault = f"the name {name!r} a second time" if name else "no name"
-            raise LocAtError(f"{path} has {fault} in line {number + 1}; the line number is the class, one name a line")
-    return tuple(names)
 
 
 def _pairs(image_folder: Path, mask_folder: Path) -> list[tuple[Path, Path]]:

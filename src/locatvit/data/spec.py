@@ -15,6 +15,8 @@ TASKS: tuple[Task, ...] = ("classification", "segmentation")
 SPLITS: tuple[Split, ...] = ("train", "val")
 IGNORE_INDEX = 255
 """The mask value of pixels without a label, in every segmentation set that we read."""
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255 each."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class DataSpec:
         classes: names of the classes; the place in the tuple is the label.
         ignore_index: mask value that counts neither in the loss nor in the metric; None for classification.
         image_size: (height, width) in pixels where all images share it, else None.
+        palette: a colour a class, where the data set has its own; ``colours`` always has them.
     """
 
     name: str
@@ -34,6 +37,7 @@ class DataSpec:
     classes: tuple[str, ...]
     ignore_index: int | None = None
     image_size: tuple[int, int] | None = None
+    palette: tuple[Colour, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.classes:
@@ -43,11 +47,36 @@ class DataSpec:
                 f"data set {self.name} has {len(self.classes)} classes and ignore_index {self.ignore_index}, "
                 "which is one of them; 255 classes are the most that an 8-bit mask can hold"
             )
+        if self.palette is not None and len(self.palette) != len(self.classes):
+            raise LocAtError(
+                f"data set {self.name} has {len(self.classes)} classes and a palette of {len(self.palette)} colours; "
+                "it needs a colour a class, or no palette"
+            )
 
     @property
     def num_classes(self) -> int:
         """The number of classes, the ignored label not counted."""
         return len(self.classes)
+
+    @property
+    def colours(self) -> tuple[Colour, ...]:
+        """A colour a class: the palette, or where there is none PASCAL VOC's colour map."""
+        return voc_colours(self.num_classes) if self.palette is None else self.palette
+
+
+def voc_colours(count: int) -> tuple[Colour, ...]:
+    """The first colours of PASCAL VOC's map (Everingham et al. 2010): up to 256, all different, 0 is black.
+
+    Bits 0, 1 and 2 of the number are the highest bits of red, green and blue, bits 3, 4 and 5 the next, and so on.
+    """
+    return tuple(
+        (_spread_bits(number), _spread_bits(number >> 1), _spread_bits(number >> 2)) for number in range(count)
+    )
+
+
+def _spread_bits(number: int) -> int:
+    """Every third bit of a number, the lowest first, as a byte that begins with them."""
+    return sum(((number >> 3 * place) & 1) << (7 - place) for place in range(8))
 
 
 class ImageDataset(Protocol):
