@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import formulas
+import golden_case
 from locatvit import LocAtConfig
 from locatvit.layers import LocalityAttention, PatchRefinement
 
@@ -30,9 +31,49 @@ def by_hand(model: nn.Module, grid: tuple[int, int] | None = None) -> nn.Module:
     return twin
 
 
+VARIANTS = {
+    "the paper's": LocAtConfig(),
+    "as printed": LocAtConfig(variance_floor=0, distance_clamp=False),
+    "laplace": LocAtConfig(kernel="laplace"),
+    "inverse distance": LocAtConfig(kernel="inverse_distance", distance_clamp=False),
+    "laplace from input": LocAtConfig(kernel="laplace", variance="input", variance_scaling="area"),
+    "inverse distance, fixed": LocAtConfig(kernel="inverse_distance", variance=2.5, alpha="none"),
+    "variance from input": LocAtConfig(variance="input"),
+    "isotropic": LocAtConfig(variance="isotropic", variance_scaling="area"),
+    "fixed width": LocAtConfig(variance=4.0),
+    "fixed width, no scaling": LocAtConfig(variance=4.0, alpha="none", variance_scaling="none"),
+    "no scaling": LocAtConfig(alpha="none"),
+    "automatic scaling": LocAtConfig(alpha="auto"),
+    "automatic, from input": LocAtConfig(alpha="auto", variance="input"),
+    "GAug alone": LocAtConfig(prr=False),
+    "PRR alone": LocAtConfig(gaug=False),
+    "GAP": LocAtConfig(gaug=False, prr=False, pooling="avg"),
+    "GAug and GAP": LocAtConfig(prr=False, pooling="avg"),
+    "second block": LocAtConfig(layers=(1,)),
+}
+"""LocAt's settings, one or two changed at a time."""
+
+
 def parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """By the names that they have in the model with LocAt."""
     return {name.replace(".ours.", "."): value for name, value in model.named_parameters()}
+
+
+def compare(model: nn.Module, images: Tensor, grid: tuple[int, int] | None) -> None:
+    """Outputs and every gradient, of the model and of its copy with the formulas."""
+    model = model.double().eval()
+    twin = by_hand(model, grid)
+    got, want = model(images), twin(images)
+    assert golden_case.relative(got.detach(), want.detach()) < 1e-11
+    cotangent = torch.randn_like(got)
+    own, others = dict(model.named_parameters()), parameters(twin)
+    assert own.keys() == others.keys()
+    grads = torch.autograd.grad(got, list(own.values()), cotangent, allow_unused=True)
+    wanted = torch.autograd.grad(want, [others[name] for name in own], cotangent, allow_unused=True)
+    largest = max(grad.abs().max() for grad in wanted if grad is not None)
+    for name, a, b in zip(own, grads, wanted, strict=True):
+        a, b = (torch.zeros_like(own[name]) if grad is None else grad for grad in (a, b))
+        assert (a - b).abs().max() <= 1e-9 * b.abs().max() + 1e-13 * largest, name
 
 
 class HandAttention(nn.Module):
@@ -42,20 +83,61 @@ class HandAttention(nn.Module):
         super().__init__()
         self.ours, self.config, self.grid = ours, config, grid
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, rope: Tensor | None = None, **_: object) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        rope: Tensor | None = None,
+        shared_rel_pos_bias: Tensor | None = None,  # BEiT's
+        shared_rel_pos: Tensor | None = None,
+        **_: object,
+    ) -> Tensor:
         host, prefix = self.ours, self.ours.num_prefix_tokens
-        qkv = host.qkv(x)
-        q, k, v = (part.unflatten(-1, (host.num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-        if hasattr(host, "q_norm"):
-            q, k = host.q_norm(q), host.k_norm(k)
+        q, k, v = self.projections(x)
         bias = self.bias(q[:, :, prefix:], k[:, :, prefix:], x[:, prefix:])
-        bias = formulas.padded(bias, prefix)
-        if hasattr(host, "relative_position_bias_table"):
-            bias = bias + self.in_window(len(x), mask)
+        bias = formulas.padded(bias, prefix) + self.tables(len(x), mask)
+        for shared in (shared_rel_pos_bias, shared_rel_pos):
+            bias = bias if shared is None else bias + shared
         if rope is not None:
-            q, k = (torch.cat([t[:, :, :prefix], apply_rot_embed_cat(t[:, :, prefix:], rope)], 2) for t in (q, k))
+            half = getattr(host, "rotate_half", False)
+            q, k = (
+                torch.cat([t[:, :, :prefix], apply_rot_embed_cat(t[:, :, prefix:], rope, half=half)], 2) for t in (q, k)
+            )
         out = formulas.attention(q, k, v, bias).transpose(1, 2).flatten(2)
-        return host.proj(out)
+        norm, gate = getattr(host, "norm", None), getattr(host, "gate", None)
+        out = out if norm is None else norm(out)
+        return host.proj(out if gate is None else out * torch.sigmoid(gate(x)))
+
+    def projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one layer with a bias, one with the biases beside it, or three layers; normed."""
+        host = self.ours
+        if getattr(host, "qkv", None) is None:
+            parts = [layer(x) for layer in (host.q_proj, host.k_proj, host.v_proj)]
+        elif getattr(host, "q_bias", None) is not None:  # the keys have none
+            plain = (x @ host.qkv.weight.T).chunk(3, dim=-1)
+            parts = [plain[0] + host.q_bias, plain[1], plain[2] + host.v_bias]
+        else:
+            parts = list(host.qkv(x).chunk(3, dim=-1))
+        q, k, v = (part.unflatten(-1, (host.num_heads, -1)).transpose(1, 2) for part in parts)
+        return (host.q_norm(q), host.k_norm(k), v) if hasattr(host, "q_norm") else (q, k, v)
+
+    def tables(self, batch: int, mask: Tensor | None) -> Tensor | float:
+        """What the host adds to the logits for the places of tokens."""
+        host = self.ours
+        if getattr(host, "rel_pos", None) is not None:
+            return host.rel_pos.get_bias()
+        if getattr(host, "relative_position_bias_table", None) is None:
+            return 0.0
+        return self.in_window(batch, mask) if host.num_prefix_tokens == 0 else self.beside_cls()
+
+    def beside_cls(self) -> Tensor:
+        """BEiT's: of patches as Swin's, and behind them [CLS] to patches, patches to [CLS], [CLS] to itself."""
+        table = self.ours.relative_position_bias_table
+        among = self.in_window(1, None)
+        bias = table.new_zeros(len(among), among.shape[-1] + 1, among.shape[-1] + 1)
+        bias[:, 1:, 1:] = among
+        bias[:, 0, 1:], bias[:, 1:, 0], bias[:, 0, 0] = table[-3][:, None], table[-2][:, None], table[-1]
+        return bias
 
     def bias(self, q: Tensor, k: Tensor, x: Tensor) -> Tensor:
         """alpha G, [B, H, N, N]."""

@@ -24,15 +24,17 @@ class Result:
     """One measured outcome with all that made it.
 
     Attributes:
-        task: ``"classification"`` or ``"segmentation"``.
+        task: ``"classification"``, ``"segmentation"`` or ``"hummingbird"``.
         protocol: the name of the procedure, e.g. ``"locat"`` for the paper's segmentation.
         model: name, keyword arguments, LocAt's configuration (None for a plain model), number of parameters.
         data: name, split, number of images and of classes.
-        metrics: fractions in [0, 1] (``top1``, ``miou``, ``pixel_accuracy``, ``loss`` is in nats).
+        metrics: fractions in [0, 1] (``top1``, ``miou``, ``pixel_accuracy``, ``boundary_iou``; ``loss`` is in nats).
         per_class: class name to fraction; None for a class that the data never shows.
         config: the resolved configuration of the run.
         environment: versions, commit, device, date (see ``environment``).
         seconds: wall time of the run.
+        changed: the settings that are not those of the frozen protocol, by name; empty for the protocol as published.
+            Only then does the result compare with others of that name.
     """
 
     task: str
@@ -44,6 +46,7 @@ class Result:
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
+    changed: dict[str, Any] = field(default_factory=dict)
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -102,11 +105,18 @@ def read_result(path: Path) -> Result:
     if path.is_dir():
         path = path / RESULT_FILE
     try:
-        return Result(**json.loads(path.read_text(encoding="utf-8")))
+        return Result(**_with_changes(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         raise LocAtError(f"no {RESULT_FILE} at {path}; has the run ended? Start it again with --resume auto") from None
     except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
         raise LocAtError(f"{path} is no result file of locatvit ({error}); give a run's folder") from error
+
+
+def _with_changes(content: Any) -> Any:
+    """Files of segmentation from before protocols were frozen do not tell whether they changed one."""
+    if isinstance(content, dict) and content.get("task") == "segmentation" and "changed" not in content:
+        return {**content, "changed": {"settings": "not recorded"}}
+    return content
 
 
 def append_metrics(folder: Path, row: dict[str, Any]) -> None:

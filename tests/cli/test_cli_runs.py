@@ -189,7 +189,8 @@ def test_what_a_segmentation_leaves(trained: Path, segmented: Path) -> None:
     result = read_result(segmented)
     assert (result.task, result.protocol) == ("segmentation", "locat")
     assert result.data == {"name": "scenes", "split": "val", "images": 12, "classes": 11}
-    assert set(result.metrics) == {"miou", "pixel_accuracy"}
+    assert set(result.metrics) == {"miou", "pixel_accuracy", "boundary_iou"}
+    assert result.changed == {"num_updates": 6, "batch_size": 8, "short_side": 32, "crop_size": [32, 32]}
     assert len(result.per_class) == 11
     counted = [iou for iou in result.per_class.values() if iou is not None]
     assert result.metrics["miou"] == pytest.approx(sum(counted) / len(counted))

@@ -67,3 +67,30 @@ def test_classification_options_out_of_range(option: dict[str, Any], message: st
 def test_segmentation_options_out_of_range(option: dict[str, Any], message: str) -> None:
     with pytest.raises(LocAtError, match=message):
         SegmentationAugment(**option)
+
+
+def test_sizes_are_the_data_sets_own_where_none_are_given() -> None:
+    usual, context = SegmentationAugment().resolved("ade20k"), SegmentationAugment().resolved("pascal_context")
+    assert (usual.short_side, usual.long_side_max, usual.crop_size) == (512, 2048, (512, 512))
+    assert (context.short_side, context.long_side_max, context.crop_size) == (520, 520, (480, 480))
+    assert usual == SegmentationAugment().resolved() == usual.resolved("pascal_context")
+    assert (usual.mean, usual.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    half = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert SegmentationAugment().resolved(mean_std=half).std == half[1]
+    given = SegmentationAugment(crop_size=(7, 9), mean=(0, 0, 0)).resolved("pascal_context", half)
+    assert (given.short_side, given.crop_size, given.mean, given.std) == (520, (7, 9), (0, 0, 0), half[1])
+
+
+def test_a_larger_short_side_is_not_bound_by_the_data_sets_long_side() -> None:
+    assert SegmentationAugment(short_side=640).resolved("pascal_context").long_side_max == 640
+    assert SegmentationAugment(short_side=640).resolved("ade20k").long_side_max == 2048
+
+
+def test_what_differs_from_the_published_protocols_is_named() -> None:
+    assert SegmentationAugment().changed("pascal_context") == {}
+    assert SegmentationAugment(short_side=520).changed("pascal_context") == {}
+    assert SegmentationAugment(short_side=512).changed("pascal_context") == {"short_side": 512}
+    assert SegmentationAugment(random=False, antialias=True).changed() == {"random": False, "antialias": True}
+    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert SegmentationAugment(mean=half[0], std=half[1]).changed(mean_std=half) == {}
+    assert SegmentationAugment(mean=half[0]).changed() == {"mean": half[0]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -183,11 +184,81 @@ def test_crop_of_nothing_but_ignored_pixels_is_drawn_again() -> None:
 
 
 def test_photometric_distortion_changes_values_but_not_the_order_of_channels() -> None:
-    distort = PhotometricDistort(hue=(-0.1, 0.1))
+    distort = PhotometricDistort()
     red = tv_tensors.Image(torch.tensor([200, 30, 30], dtype=torch.uint8)[:, None, None].expand(3, 4, 4))
     results = [distort(red)[:, 0, 0].tolist() for _ in range(40)]
     assert all(max(result) == result[0] for result in results)
     assert len({tuple(result) for result in results}) > 20
+
+
+def distorted(pixel: list[int], *steps: tuple[str, float]) -> list[int]:
+    image = tv_tensors.Image(torch.tensor(pixel, dtype=torch.uint8)[:, None, None])
+    return PhotometricDistort().transform(image, {"steps": list(steps)}).flatten().tolist()
+
+
+@pytest.mark.parametrize("pixel", [[200, 30, 90], [13, 240, 7], [100, 100, 100], [0, 0, 0], [255, 254, 0]])
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.5])
+def test_saturation_and_hue_are_those_of_hsv(pixel: list[int], factor: float) -> None:
+    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in pixel))
+    expected = colorsys.hsv_to_rgb(hue, min(1, saturation * factor), value)
+    assert distorted(pixel, ("saturation", factor)) == pytest.approx([255 * part for part in expected], abs=0.51)
+    turned = colorsys.hsv_to_rgb((hue + factor / 10) % 1, saturation, value)
+    assert distorted(pixel, ("hue", factor / 10)) == pytest.approx([255 * part for part in turned], abs=1.01)
+
+
+def test_brightness_is_added_and_contrast_multiplied() -> None:
+    assert distorted([10, 100, 250], ("brightness", 20 / 255)) == [30, 120, 255]
+    assert distorted([10, 100, 250], ("brightness", -20 / 255)) == [0, 80, 230]
+    assert distorted([10, 100, 250], ("contrast", 1.5)) == [15, 150, 255]
+    assert distorted([10, 100, 250], ("brightness", 20 / 255), ("contrast", 0.5)) == [15, 60, 127]
+
+
+def test_each_distortion_happens_half_of_the_time_and_contrast_at_either_end() -> None:
+    drawn = [[name for name, _ in PhotometricDistort().make_params([])["steps"]] for _ in range(400)]
+    for name in ("brightness", "contrast", "saturation", "hue"):
+        assert 140 < sum(name in steps for steps in drawn) < 260
+    together = [
+        steps for steps in drawn if "contrast" in steps and len(steps) > 1 and steps != ["brightness", "contrast"]
+    ]
+    assert 0.25 < np.mean([steps[-1] == "contrast" for steps in together]) < 0.75
+
+
+def test_masks_are_not_distorted() -> None:
+    mask = tv_tensors.Mask(torch.randint(9, (6, 6)))
+    image = tv_tensors.Image(torch.randint(256, (3, 6, 6), dtype=torch.uint8))
+    assert all(torch.equal(PhotometricDistort()(image, mask)[1], mask) for _ in range(10))
+
+
+@pytest.mark.parametrize("size", [(12, 31), (31, 12), (9, 9)])
+def test_without_randomness_an_image_is_the_same_every_time(size: tuple[int, int]) -> None:
+    """Resize, then the middle; what is smaller than the crop is padded."""
+    augment = SegmentationAugment(
+        short_side=12, long_side_max=48, crop_size=(16, 20), random=False, mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    transform = segmentation_transform(augment, training=True)
+    mask = torch.randint(5, size)
+    first, second = (transform(coloured(mask), mask) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    assert first[0].shape == (3, 16, 20)
+    resized = ResizeWithin(12, 48)(tv_tensors.Mask(mask))
+    top, left = (max(0, side - crop) // 2 for side, crop in zip(resized.shape, (16, 20), strict=True))
+    middle = resized[top : top + 16, left : left + 20]
+    assert torch.equal(first[1][: middle.shape[0], : middle.shape[1]], middle.as_subclass(torch.Tensor))
+    assert (first[1] == 255).sum() == 16 * 20 - middle.numel()
+
+
+def test_made_smaller_without_antialiasing_unless_asked_for() -> None:
+    picture = Image.fromarray(
+        np.tile(np.array([0, 0, 0, 255], dtype=np.uint8)[:, None], (16, 64, 3)).reshape(64, 64, 3)
+    )
+    mask = torch.zeros(64, 64, dtype=torch.int64)
+    augment = SegmentationAugment(short_side=16, long_side_max=16, mean=(0, 0, 0), std=(1, 1, 1))
+    rough, smooth = (
+        segmentation_transform(replace(augment, antialias=antialias), training=False)(picture, mask)[0].std()
+        for antialias in (False, True)
+    )
+    assert rough != smooth
 
 
 def test_full_training_pipeline_is_a_function_of_the_seed() -> None:

@@ -143,7 +143,7 @@ def random_masks(num_classes: int) -> list[Tensor]:
 def test_copied_labels_score_one_and_shuffled_ones_score_chance():
     masks, names = random_masks(4), ("a", "b", "c", "d")
     scores, per_class = evaluate_segmentation(read_labels(4), OneHot(), loader_of(masks, masks, 3), names, IGNORE)
-    assert scores == {"miou": 1.0, "pixel_accuracy": 1.0}
+    assert scores == {"miou": 1.0, "pixel_accuracy": 1.0, "boundary_iou": 1.0}
     assert per_class == dict.fromkeys(names, 1.0)
     shuffled = [mask.flatten()[torch.randperm(mask.numel())].view_as(mask) for mask in masks]
     scores, _ = evaluate_segmentation(read_labels(4), OneHot(), loader_of(masks, shuffled, 3), names, IGNORE)
@@ -157,7 +157,7 @@ def test_labels_larger_than_the_patch_grid_are_filled():
     label = stripes.repeat_interleave(5, dim=0).repeat_interleave(8, dim=1)
     loader = [(stripes[None, None].float().expand(1, 3, -1, -1), label[None])]
     scores, _ = evaluate_segmentation(read_labels(3), OneHot(), loader, ("a", "b", "c"), IGNORE)
-    assert scores == {"miou": 1.0, "pixel_accuracy": 1.0}
+    assert scores == {"miou": 1.0, "pixel_accuracy": 1.0, "boundary_iou": 1.0}
 
 
 def test_an_image_without_labels_changes_no_score():

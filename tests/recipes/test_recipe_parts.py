@@ -39,6 +39,7 @@ def test_plain_data_is_what_yaml_and_json_hold() -> None:
 
 def test_fingerprint_holds_what_makes_the_weights_and_no_place() -> None:
     run = SegmentRun(data=DataConfig("camvid", root=Path("here")))
+    run = replace(run, protocol=run.protocol.resolved())
     flat = fingerprint(task="segmentation", model=run.model, data=run.data, protocol=run.protocol)
     assert flat["task"] == "segmentation"
     assert flat["model.name"] == "locatvit_tiny"

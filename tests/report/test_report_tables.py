@@ -12,6 +12,7 @@ from rich.console import Console
 from locatvit.errors import LocAtError
 from locatvit.report.aggregate import group_results, locat_label, titles, twin
 from locatvit.report.tables import Table, difference_table, per_class_table, results_table
+from locatvit.results import Result
 
 GAUG = {"gaug": True, "prr": False}
 
@@ -160,3 +161,62 @@ def test_rich_table_shows_cells_as_they_are() -> None:
 def test_a_short_row_is_refused() -> None:
     with pytest.raises(LocAtError, match=r"has 1 cells, \('x',\); it must have 2"):
         Table(("a", "b"), (("x",),))
+
+
+def dense(miou: float, protocol: str = "locat", *, locat: dict | None = None, **changed: object) -> Result:
+    """A segmentation under a protocol of which ``changed`` is not as published."""
+    result = segmentation(miou, locat=locat, protocol={"protocol": protocol, **changed})
+    scores = {"miou": miou, "pixel_accuracy": 0.5, "boundary_iou": miou / 2}
+    return replace(result, protocol=protocol, metrics=scores, changed=changed)
+
+
+def test_boundary_iou_has_a_column_where_it_was_measured() -> None:
+    assert "boundary IoU (%)" not in results_table([segmentation(0.3)]).columns
+    table = results_table([dense(0.3), dense(0.4, locat=BOTH)])
+    assert columns(table, "mIoU (%)", "boundary IoU (%)") == [("30.00", "15.00"), ("40.00", "20.00")]
+    gains = difference_table([dense(0.3), dense(0.4, locat=BOTH)])
+    assert columns(gains, "mIoU", "boundary IoU") == [("+10.00", "+5.00")]
+
+
+def test_a_changed_protocol_says_so_and_what() -> None:
+    table = results_table([dense(0.3, num_updates=600, crop_size=[96, 96]), dense(0.4, locat=BOTH)])
+    assert columns(table, "model", "LocAt") == [("ViT (locat, changed)", "none"), ("ViT", "GAug + PRR")]
+    assert table.caption == "locat, changed: num_updates 600, crop_size [96, 96]."
+    assert difference_table([dense(0.3, num_updates=600), dense(0.4, locat=BOTH)]) is None, "they do not compare"
+
+
+def test_different_changes_are_told_apart_by_number() -> None:
+    table = results_table([dense(0.3, num_updates=600), dense(0.4, "linear", norm=False), dense(0.5, "linear")])
+    assert [row[0] for row in table.rows] == [
+        "ViT (locat, changed (1))",
+        "ViT (linear, changed (2), norm False)",
+        "ViT (linear, norm None)",
+    ]
+    assert table.caption == "locat, changed (1): num_updates 600. linear, changed (2): norm False."
+
+
+def test_the_two_protocols_have_rows_and_differences_of_their_own() -> None:
+    results = [dense(0.3), dense(0.2, "linear"), dense(0.4, locat=BOTH), dense(0.25, "linear", locat=BOTH)]
+    assert columns(results_table(results), "model", "mIoU (%)") == [
+        ("ViT (locat)", "30.00"), ("ViT (linear)", "20.00"), ("ViT (locat)", "40.00"), ("ViT (linear)", "25.00"),
+    ]  # fmt: skip
+    assert columns(difference_table(results), "model", "mIoU") == [("ViT (locat)", "+10.00"), ("ViT (linear)", "+5.00")]
+    assert titles(group_results(results)) == ["ViT, locat", "ViT, linear", "ViT + LocAt, locat", "ViT + LocAt, linear"]
+
+
+def test_the_paper_s_figure_beside_a_changed_result_is_marked() -> None:
+    model = {"name": "vit_tiny_patch16_224", "label": "ViT", "kwargs": {}, "locat": None}
+    data = {"name": "ade20k", "split": "val"}
+    frozen, changed = (replace(found, model=model, data=data) for found in (dense(0.2), dense(0.2, num_updates=600)))
+    (figure,) = columns(results_table([frozen]), "paper (%)")[0]
+    assert figure.endswith(" (Table 1)")
+    assert columns(results_table([changed]), "paper (%)") == [(f"{figure}, not comparable",)]
+
+
+def test_where_features_are_kept_makes_no_other_experiment() -> None:
+    first, second = (
+        replace(result, config={**result.config, "cache": {"dir": place, "max_gib": size}, "sheets": size})
+        for result, place, size in ((dense(0.3), None, 8), (dense(0.4), "features", 0))
+    )
+    second = replace(second, config={**second.config, "seed": 1})
+    assert len(group_results([first, second])) == 1

@@ -8,12 +8,29 @@ from locatvit.cli.options import make_parser, parse
 from locatvit.recipes.config import SegmentRun
 
 _EXAMPLES = """examples:
-  the backbone of a training run, on CamVid:
+  the backbone of a training run, on CamVid, by the paper's protocol:
     locatvit segment --backbone runs/locatvit_tiny --data.name camvid --data.root CAMVID --run_dir runs/camvid
-  any timm model:
+  any timm model; a transformers model, by the linear protocol of DINOv2 and DINOv3:
     locatvit segment --model.name vit_small_patch16_224 --model.pretrained true \\
-        --data.name folder --data.root ade20k --data.label ade20k --run_dir runs/ade20k
-The folder's layout: images/{train,val}, annotations/{train,val}, classes.txt; 255 in a mask is ignored.
+        --data.name ade20k --data.root ADE20K --run_dir runs/ade20k
+    locatvit segment --model.name hf/facebook/dinov2-small --model.pretrained true --protocol.protocol linear \\
+        --augment.mean '[0.485, 0.456, 0.406]' --augment.std '[0.229, 0.224, 0.225]' \\
+        --data.name ade20k --data.root ADE20K --run_dir runs/ade20k_linear
+  in minutes on a CPU: every image is shown to the backbone once, and its features are kept for other runs too:
+    locatvit segment --backbone runs/locatvit_tiny --data.name camvid --data.root CAMVID --run_dir runs/quick \\
+        --augment.random false --cache.dir features --protocol.num_updates 600
+
+protocols, named and frozen; what is null among the options is theirs:
+  locat   the paper's. Raw last block; 1x1 to 512, GroupNorm, GELU, 1x1; 20,000 updates of 32 crops of 512 (PASCAL
+          Context: 480); the test sees whole images of short side 512 (there: long side 520); ImageNet's mean and
+          std for every model.
+  linear  DINOv2's and DINOv3's. Last block after the final norm; batch norm, 1x1; 40,000 updates of 16 crops of 512;
+          the test slides a window of 512 by 341 over images of short side 512; the model's own mean and std.
+A setting that you change is named in the result ("locat, changed: num_updates 600"), which then does not compare
+with published figures. Measured over the whole set: mIoU, IoU of each class, pixel accuracy, boundary IoU.
+
+Data: those of `locatvit data prepare`, or any folder with images/{train,val}, annotations/{train,val} (8-bit PNG,
+255 is ignored) and classes.txt.
 """
 
 
@@ -21,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
     """Train and measure a segmentation head and print its result."""
     parser = make_parser(
         "segment",
-        "Train a segmentation head on a frozen backbone and measure it. Defaults: the paper's protocol.",
+        "Train a segmentation head on a frozen backbone and measure it. Default: the paper's protocol, locat.",
         _EXAMPLES,
     )
     parser.add_class_arguments(SegmentRun, None)
@@ -36,5 +53,6 @@ def run(arguments: Sequence[str]) -> None:
     if not is_main_process():
         return
     show_results([result])
-    print(f"in {config.run_dir}: head.safetensors, result.json, metrics.jsonl, config.yaml")
+    sheets = ", sheets/" if config.sheets else ""
+    print(f"in {config.run_dir}: head.safetensors, result.json, metrics.jsonl, config.yaml{sheets}")
     print(f"next: locatvit report {config.run_dir} OTHER_RUNS... --output report.html")

@@ -11,7 +11,7 @@ from locatvit.report.tables import Table, difference_table, results_table
 from locatvit.results import Result
 
 # A file or a pipe has no width of its own; this one holds every column.
-_FILE_WIDTH = 120
+_FILE_WIDTH = 160
 
 
 def show_table(table: Table, notes: Sequence[str] = ()) -> None:

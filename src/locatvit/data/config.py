@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from locatvit.errors import LocAtError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation per channel, of images in [0, 1]."""
+IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
 INTERPOLATIONS = ("random", "bilinear", "bicubic", "nearest")
+
+SEGMENTATION_SIZES: dict[str, Any] = {"short_side": 512, "long_side_max": 2048, "crop_size": (512, 512)}
+"""Sizes in pixels of the published segmentation protocols, for every data set without sizes of its own."""
+_SIZES_OF: dict[str, dict[str, Any]] = {
+    "pascal_context": {"short_side": 520, "long_side_max": 520, "crop_size": (480, 480)},
+}
 
 # timm's policy string: "rand" and sections of a key and a value, e.g. magnitude 9 with standard deviation 0.5
 _RAND_AUGMENT = re.compile(r"rand(-(mstd|mmax|inc|m|n|p|w|t)[0-9.a-z]+)*")
@@ -71,53 +81,91 @@ class ClassificationAugment:
 
 @dataclass(frozen=True)
 class SegmentationAugment:
-    """Augmentation and evaluation of images with masks. Defaults: the paper's ADE20K pipeline.
+    """Augmentation and evaluation of images with masks. What is null depends on data set and protocol.
 
     Attributes:
-        short_side: images are resized to this short side, the ratio kept, in pixels.
-        long_side_max: ... unless the long side would be longer than this; then that one decides.
-        ratio_range: (least, most) factor on both, drawn for every training image.
-        crop_size: (height, width) of the training crop in pixels; what is smaller is padded to it.
+        short_side: images are resized to this short side, the ratio kept, in pixels. Null: 512; PASCAL Context: 520.
+        long_side_max: ... unless the long side would be longer than this; then that one decides. Null: 2048;
+            PASCAL Context: 520, so that there the long side decides.
+        crop_size: (height, width) of the training crop in pixels; what is smaller is padded to it. Null: 512 x 512;
+            PASCAL Context: 480 x 480.
+        random: draw the five below anew for every image; false resizes and crops the middle, so that an image gives
+            the same features every time and they can be kept (``--cache.dir``). It overfits sooner.
+        ratio_range: (least, most) factor on both sides, drawn for every training image.
         max_class_share: a crop in which one class has more of the labelled pixels is drawn again, ten times
             at most.
         horizontal_flip: probability.
         photometric: distort brightness, contrast, saturation and hue.
-        mean: per channel, of images in [0, 1]. The paper uses ImageNet's for every model.
+        antialias: smooth images that are made smaller. The published protocols do not.
+        mean: per channel, of images in [0, 1]. Null: ImageNet's for every model, as in the paper; under protocol linear
+            those that the model was trained with.
         std: per channel, likewise.
     """
 
-    short_side: int = 512
-    long_side_max: int = 2048
+    short_side: int | None = None
+    long_side_max: int | None = None
+    crop_size: tuple[int, int] | None = None
+    random: bool = True
     ratio_range: tuple[float, float] = (0.5, 2.0)
-    crop_size: tuple[int, int] = (512, 512)
     max_class_share: float = 0.75
     horizontal_flip: float = 0.5
     photometric: bool = True
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    antialias: bool = False
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         _as_tuples(self, "ratio_range", "crop_size", "mean", "std")
-        _check_positive("short_side", self.short_side, "pixels")
-        if self.long_side_max < self.short_side:
+        sizes = SEGMENTATION_SIZES | self._given()
+        _check_positive("short_side", sizes["short_side"], "pixels")
+        if self.long_side_max is not None and self.long_side_max < sizes["short_side"]:
             raise LocAtError(
-                f"long_side_max is {self.long_side_max}; it must be short_side ({self.short_side}) or more"
+                f"long_side_max is {self.long_side_max}; it must be short_side ({sizes['short_side']}) or more"
             )
         _check_range("ratio_range", self.ratio_range)
-        if len(self.crop_size) != 2:
+        if len(sizes["crop_size"]) != 2:
             raise LocAtError(f"crop_size is {self.crop_size}; it must be (height, width) in pixels")
-        for side in self.crop_size:
+        for side in sizes["crop_size"]:
             _check_positive("crop_size", side, "pixels a side")
         if not 0 < self.max_class_share <= 1:
             raise LocAtError(f"max_class_share is {self.max_class_share}; it must be in (0, 1], 1 for any crop")
         _check_share("horizontal_flip", self.horizontal_flip)
-        _check_normalisation(self.mean, self.std)
+        _check_normalisation(sizes.get("mean", IMAGENET_MEAN), sizes.get("std", IMAGENET_STD))
+
+    def resolved(self, data: str | None = None, mean_std: Normalisation | None = None) -> SegmentationAugment:
+        """The same with the data set's own settings in the place of what is None.
+
+        Args:
+            data: how results call the data set; ``"pascal_context"`` has sizes of its own.
+            mean_std: mean and standard deviation in the place of those that are None; ImageNet's by default.
+
+        Raises:
+            LocAtError: the long side given is shorter than the short side of the data set.
+        """
+        mean, std = mean_std or IMAGENET
+        own = SEGMENTATION_SIZES | _SIZES_OF.get(data or "", {}) | {"mean": mean, "std": std}
+        given = self._given()
+        if "short_side" in given and "long_side_max" not in given:
+            # a short side of our own makes no sense under another data set's long side
+            own["long_side_max"] = max(own["long_side_max"], given["short_side"])
+        return replace(self, **(own | given))
+
+    def changed(self, data: str | None = None, mean_std: Normalisation | None = None) -> dict[str, Any]:
+        """The settings that are not the published protocols' for this data set, by name; see ``resolved``."""
+        frozen = asdict(SegmentationAugment().resolved(data, mean_std))
+        mine = asdict(self.resolved(data, mean_std))
+        return {name: value for name, value in mine.items() if value != frozen[name]}
+
+    def _given(self) -> dict[str, Any]:
+        names = ("short_side", "long_side_max", "crop_size", "mean", "std")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def _as_tuples(config: object, *names: str) -> None:
     # a YAML file gives lists
     for name in names:
-        object.__setattr__(config, name, tuple(getattr(config, name)))
+        if getattr(config, name) is not None:
+            object.__setattr__(config, name, tuple(getattr(config, name)))
 
 
 def _check_positive(name: str, value: int, unit: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from locatvit.data.config import ClassificationAugment, SegmentationAugment
+from locatvit.data.photometric import PhotometricDistort
 from locatvit.data.spec import IGNORE_INDEX
 
-_CROP_TRIES = 10
+_CROP_TRIES = 11
 
 
 def classification_transform(
@@ -66,26 +68,31 @@ def segmentation_transform(
 
     Training follows the paper's pipeline: resize by a random ratio, crop with a bound on one class, flip,
     photometric distortion, normalise, and only then pad (image 0, mask ``ignore_index``) to ``crop_size`` at
-    the bottom and the right. Images are resized bilinearly with antialiasing, masks by nearest neighbour.
-    Evaluation resizes the image
-    alone: the mask keeps its own size, at which the metric is taken.
+    the bottom and the right. Without ``augment.random``: resize, crop the middle, normalise, pad. Images are resized
+    bilinearly, masks by nearest neighbour. Evaluation resizes the image alone: the mask keeps its own size, at which
+    the metric is taken.
+
+    Args:
+        augment: what it leaves open is as for a data set without sizes of its own.
+        training: which of the two.
+        ignore_index: the mask's value where there is padding.
     """
+    value = asdict(augment.resolved())
+    size = value["crop_size"]
     normalise = [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True)]
-    normalise += [v2.Normalize(list(augment.mean), list(augment.std))]
+    normalise += [v2.Normalize(list(value["mean"]), list(value["std"]))]
+    still = ResizeWithin(value["short_side"], value["long_side_max"], antialias=augment.antialias)
     if not training:
-        image_only = v2.Compose([v2.ToImage(), ResizeWithin(augment.short_side, augment.long_side_max), *normalise])
-        return _Evaluation(v2.Compose([image_only, v2.ToPureTensor()]))
+        return _Evaluation(v2.Compose([v2.ToImage(), still, *normalise, v2.ToPureTensor()]))
     steps = [
-        v2.ToImage(),
-        ResizeWithin(augment.short_side, augment.long_side_max, augment.ratio_range),
-        ClassShareCrop(augment.crop_size, augment.max_class_share, ignore_index),
+        ResizeWithin(value["short_side"], value["long_side_max"], augment.ratio_range, antialias=augment.antialias),
+        ClassShareCrop(size, augment.max_class_share, ignore_index),
         v2.RandomHorizontalFlip(augment.horizontal_flip),
-        *([PhotometricDistort(hue=(-0.1, 0.1))] if augment.photometric else []),
-        *normalise,
-        PadTo(augment.crop_size, ignore_index),
-        v2.ToPureTensor(),
+        *([PhotometricDistort()] if augment.photometric else []),
     ]
-    return _Training(v2.Compose(steps))
+    if not augment.random:
+        steps = [still, MiddleCrop(size)]
+    return _Training(v2.Compose([v2.ToImage(), *steps, *normalise, PadTo(size, ignore_index), v2.ToPureTensor()]))
 
 
 class _Training:
@@ -114,28 +121,37 @@ class ResizeWithin(v2.Transform):
     v2 has no such class: ``RandomShortestSize`` keeps its long side fixed where the paper's scales both.
     """
 
-    def __init__(self, short_side: int, long_side: int, ratio_range: tuple[float, float] = (1.0, 1.0)) -> None:
+    def __init__(
+        self,
+        short_side: int,
+        long_side: int,
+        ratio_range: tuple[float, float] = (1.0, 1.0),
+        *,
+        antialias: bool = False,
+    ) -> None:
         super().__init__()
         self.short_side, self.long_side, self.ratio_range = short_side, long_side, ratio_range
+        self.antialias = antialias
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the ratio and work out the new (height, width)."""
         height, width = F.get_size(flat_inputs[0])
         least, most = self.ratio_range
         ratio = least + (most - least) * torch.rand(()).item() if least < most else least
-        scale = ratio * min(self.short_side / min(height, width), self.long_side / max(height, width))
+        short_side, long_side = (max(1, int(side * ratio)) for side in (self.short_side, self.long_side))
+        scale = min(short_side / min(height, width), long_side / max(height, width))
         return {"size": [max(1, int(side * scale + 0.5)) for side in (height, width)]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Bilinear with antialiasing for images; torchvision takes the nearest neighbour for masks."""
-        return self._call_kernel(F.resize, inpt, params["size"], antialias=True)
+        """Bilinear for images; torchvision takes the nearest neighbour for masks."""
+        return self._call_kernel(F.resize, inpt, params["size"], antialias=self.antialias)
 
 
 class ClassShareCrop(v2.Transform):
     """Random crop in which no class has more than a share of the labelled pixels.
 
-    Up to ten crops are drawn; if none keeps the bound the last one is taken. An image that is smaller than
-    the crop in one direction is kept whole in it.
+    A crop that breaks the bound is drawn again, ten times at most; then the last one is taken. An image that is
+    smaller than the crop in one direction is kept whole in it.
     """
 
     def __init__(self, size: tuple[int, int], max_class_share: float, ignore_index: int) -> None:
@@ -162,12 +178,22 @@ class ClassShareCrop(v2.Transform):
         return self._call_kernel(F.crop, inpt, **params)
 
 
-class PhotometricDistort(v2.RandomPhotometricDistort):
-    """mmsegmentation's distortion, which the paper uses: torchvision's, but channels stay in place."""
+class MiddleCrop(v2.Transform):
+    """The middle (height, width) of image and mask; what is smaller in one direction is kept whole in it."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """As torchvision's, channels in place."""
-        return super().make_params(flat_inputs) | {"channel_permutation": None}
+        """Top and left of the middle."""
+        sides = F.get_size(flat_inputs[0])
+        height, width = (min(crop, side) for crop, side in zip(self.size, sides, strict=True))
+        return {"top": (sides[0] - height) // 2, "left": (sides[1] - width) // 2, "height": height, "width": width}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Crop image and mask alike."""
+        return self._call_kernel(F.crop, inpt, **params)
 
 
 class PadTo(v2.Transform):

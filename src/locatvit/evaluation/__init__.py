@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from locatvit.errors import LocAtError, near_matches
 from locatvit.evaluation.config import SegmentationConfig
+from locatvit.evaluation.hummingbird_config import HummingbirdConfig
 from locatvit.evaluation.protocol import Protocol
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -18,6 +19,24 @@ PROTOCOLS: dict[str, Protocol] = {
             measures="mIoU of a small head trained on the frozen patch tokens of the last block",
             config=SegmentationConfig,
             citation="Hajimiri et al., Locality-Attending Vision Transformer, ICLR 2026, Table 1",
+        ),
+        Protocol(
+            name="linear",
+            measures="mIoU of batch norm and a linear layer on the frozen, normed patch tokens of the last block",
+            config=SegmentationConfig,
+            citation="Oquab et al., DINOv2, TMLR 2024, Section 7.4",
+        ),
+        Protocol(
+            name="hummingbird",
+            measures="mIoU of labels voted by the nearest patches of the training images; nothing is trained",
+            config=HummingbirdConfig,
+            citation="Balazevic et al., Towards In-context Scene Understanding, NeurIPS 2023",
+        ),
+        Protocol(
+            name="hummingbird_locat",
+            measures="the same as the LocAt paper counts it: squashed images, predicted classes matched to true ones",
+            config=HummingbirdConfig,
+            citation="Hajimiri et al., Locality-Attending Vision Transformer, ICLR 2026, Table 4",
         ),
     )
 }
@@ -35,4 +54,4 @@ def get_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-__all__ = ["PROTOCOLS", "Protocol", "SegmentationConfig", "get_protocol"]
+__all__ = ["PROTOCOLS", "HummingbirdConfig", "Protocol", "SegmentationConfig", "get_protocol"]

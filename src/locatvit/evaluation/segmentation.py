@@ -1,6 +1,7 @@
-"""The paper's segmentation protocol: a head with one hidden layer on frozen patch tokens (Section 5).
+"""Segmentation from frozen patch tokens: the path that the protocols ``locat`` and ``linear`` share.
 
-The pieces stand apart: ``recipes`` joins them to the training loop.
+What each protocol freezes stands in ``locat_segmentation`` and ``linear_segmentation``; the pieces here take its
+``SegmentationConfig``, and ``recipes`` joins them to the training loop.
 """
 
 from __future__ import annotations
@@ -11,65 +12,46 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
-from locatvit.errors import LocAtError
 from locatvit.evaluation.config import SegmentationConfig
 from locatvit.evaluation.extract import FeaturesFn, frozen
+from locatvit.evaluation.heads import LinearHead, PatchHead, SegmentationHead, build_head
 from locatvit.evaluation.metrics import SegmentationMetrics, SegmentationScores
+from locatvit.evaluation.sliding import Seen, label_map, see
 from locatvit.features import Features
 
-_CLASSES_AT_A_TIME = 16
+__all__ = [
+    "LinearHead", "PatchHead", "Seen", "SegmentationHead", "build_head", "build_optimizer", "evaluate_segmentation",
+    "predict", "ramped_schedule", "segmentation_loss",
+]  # fmt: skip
 
+OnImage = Callable[[int, Integer[Tensor, "H W"], Integer[Tensor, "H W"]], None]
+"""Called with the place of an image in the set, its predicted and its true classes."""
 
-class SegmentationHead(nn.Module):
-    """1x1 convolution (no bias), ``GroupNorm`` of one group, GELU, 1x1 convolution to the classes.
-
-    Args:
-        embed_dim: width D of the patch tokens.
-        num_classes: C.
-        hidden_dim: channels of the hidden layer.
-
-    Raises:
-        LocAtError: a size below 1.
-    """
-
-    def __init__(self, embed_dim: int, num_classes: int, hidden_dim: int = 512) -> None:
-        super().__init__()
-        for name, size in (
-            ("embed_dim", embed_dim),
-            ("num_classes", num_classes),
-            ("hidden_dim", hidden_dim),
-        ):
-            if size < 1:
-                raise LocAtError(f"{name} is {size}; it must be at least 1")
-        self.embed_dim = embed_dim
-        self.layers = nn.Sequential(
-            nn.Conv2d(embed_dim, hidden_dim, kernel_size=1, bias=False),
-            nn.GroupNorm(1, hidden_dim),
-            nn.GELU(),
-            nn.Conv2d(hidden_dim, num_classes, kernel_size=1),
-        )
-
-    def forward(self, features: Features) -> Float[Tensor, "B C h w"]:
-        """Class logits of every patch.
-
-        Raises:
-            LocAtError: the patch tokens are not ``embed_dim`` wide.
-        """
-        width = features.patches.shape[-1]
-        if width != self.embed_dim:
-            raise LocAtError(
-                f"the patch tokens are {width} wide but the head reads embed_dim {self.embed_dim}; build the "
-                "head for this backbone and this layer"
-            )
-        logits: Tensor = self.layers(features.patch_map)
-        return logits
+_WHOLE = SegmentationConfig("locat")
 
 
 def build_optimizer(head: nn.Module, config: SegmentationConfig) -> AdamW:
     """The protocol's AdamW. Unlike in classification, biases and norm are decayed too; it clips nothing."""
-    return AdamW(head.parameters(), lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay)
+    value = config.values()
+    return AdamW(head.parameters(), lr=value["lr"], betas=(0.9, 0.999), weight_decay=value["weight_decay"])
+
+
+def ramped_schedule(optimizer: Optimizer, config: SegmentationConfig) -> LambdaLR:
+    """Protocol ``linear``'s learning rate: a line from the peak to 0, over the first ``pct_start`` of the updates
+    multiplied by a ramp from ``1 / div_factor`` to 1. ``step()`` once an update.
+    """
+    value = config.values()
+    num_updates, first = value["num_updates"], 1 / value["div_factor"]
+    climb = round(value["pct_start"] * num_updates)
+
+    def share_of_peak(update: int) -> float:
+        ramp = 1.0 if update >= climb else first + (1 - first) * update / climb
+        return ramp * max(0.0, 1 - update / num_updates)
+
+    return LambdaLR(optimizer, share_of_peak)
 
 
 def segmentation_loss(
@@ -85,64 +67,62 @@ def segmentation_loss(
 
 
 def predict(
-    features_fn: FeaturesFn, head: nn.Module, images: Float[Tensor, "B 3 height width"], size: Sequence[int]
+    features_fn: FeaturesFn,
+    head: nn.Module,
+    images: Float[Tensor, "B 3 height width"],
+    size: Sequence[int],
+    config: SegmentationConfig = _WHOLE,
 ) -> Integer[Tensor, "B H W"]:
-    """The likeliest class of every pixel: whole images in one go, logits resized bilinearly to ``size``.
-
-    The map of patches is stretched over the whole label, also where the backbone padded the image to a
-    multiple of its patch, as in the authors' protocol.
+    """The likeliest class of every pixel, of whole images or through a sliding window as the protocol has it.
 
     Args:
         features_fn: gives the backbone's features, e.g. ``frozen_features(model)``.
         head: gives class logits ``[B, C, h, w]`` of features.
         images: normalised, at the test scale, in their own aspect.
         size: (H, W) of the label, in pixels; it need not be that of ``images``.
+        config: of the protocol; by default whole images.
     """
-    return _resized_argmax(head(features_fn(images)).float(), (size[0], size[1]))
-
-
-def _resized_argmax(logits: Float[Tensor, "B C h w"], size: tuple[int, int]) -> Integer[Tensor, "B H W"]:
-    """Resize, then argmax, a few classes at a time: all logits of a large label take gigabytes."""
-    best: Tensor | None = None
-    for first in range(0, logits.shape[1], _CLASSES_AT_A_TIME):
-        part = logits[:, first : first + _CLASSES_AT_A_TIME]
-        value, index = F.interpolate(part, size=size, mode="bilinear", align_corners=False).max(dim=1)
-        if best is None:
-            best, labels = value, index
-        else:
-            labels = torch.where(value > best, index + first, labels)
-            best = torch.maximum(value, best)
-    return labels
+    return label_map(head, see(features_fn, images, config), size)
 
 
 def evaluate_segmentation(
     features_fn: FeaturesFn,
     head: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
+    loader: Iterable[tuple[Tensor | Seen, Tensor]],
     class_names: Sequence[str],
     ignore_index: int | None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int | None], None] | None = None,
+    *,
+    config: SegmentationConfig = _WHOLE,
+    on_image: OnImage | None = None,
 ) -> SegmentationScores:
-    """mIoU, pixel accuracy and the IoU of each class over the whole of ``loader``.
+    """mIoU, pixel accuracy, boundary IoU and the IoU of each class over the whole of ``loader``.
 
     Args:
-        features_fn, head: see ``predict``. The head is in evaluation mode, and no gradients are kept.
-        loader: (images ``[B, 3, height, width]`` at the test scale, masks ``[B, H, W]`` at the label's size).
+        features_fn, head, config: see ``predict``. The head is in evaluation mode, and no gradients are kept.
+        loader: (images ``[B, 3, height, width]`` at the test scale, masks ``[B, H, W]`` at the label's size); in the
+            place of images what the backbone has seen of them before.
         class_names: a name for each label, from 0.
         ignore_index: label of the pixels that do not count.
         device: where images and masks are brought; the model and the head must be there.
         progress: called after each batch with the batches done and, where the loader knows it, their number.
+        on_image: called for each image, in the loader's order.
 
     Raises:
         LocAtError: no labelled pixel in the set, or a mask's value that is no class.
     """
     metrics = SegmentationMetrics(class_names, ignore_index, device=device)
-    total = len(loader) if isinstance(loader, Sized) else None
+    total, num_images = len(loader) if isinstance(loader, Sized) else None, 0
     with frozen(head):
-        for done, (images, masks) in enumerate(loader, start=1):
-            labels = predict(features_fn, head, images.to(device), masks.shape[-2:])
-            metrics.update(labels, masks.to(device))
+        for done, (shown, masks) in enumerate(loader, start=1):
+            seen = shown if isinstance(shown, Seen) else see(features_fn, shown.to(device), config)
+            labels, masks = label_map(head, seen, masks.shape[-2:]), masks.to(device)
+            metrics.update(labels, masks)
+            for predicted, truth in zip(labels, masks, strict=True):
+                if on_image is not None:
+                    on_image(num_images, predicted, truth)
+                num_images += 1
             if progress is not None:
                 progress(done, total)
     return metrics.compute()

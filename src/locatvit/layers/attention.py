@@ -117,8 +117,10 @@ class LocalityAttention(nn.Module):
         dropout_p = self.attn_drop.p if self.training else 0.0
         if factors is None:
             assert attn_bias is not None
-            return F.scaled_dot_product_attention(
-                terms.q, terms.k, terms.v, attn_mask=attn_bias.to(terms.q.dtype), dropout_p=dropout_p
+            return fixed_layout(
+                F.scaled_dot_product_attention(
+                    terms.q, terms.k, terms.v, attn_mask=attn_bias.to(terms.q.dtype), dropout_p=dropout_p
+                )
             )
         return gaug_attention(
             terms.q, terms.k, terms.v, *factors,
@@ -139,6 +141,14 @@ def take_over(module: nn.Module, host: nn.Module) -> None:
     for name, value in vars(host).items():
         # what we add later must not appear in the host
         vars(module)[name] = value.copy() if name in ("_parameters", "_buffers", "_modules") else value
+
+
+def fixed_layout(out: Float[Tensor, "B H L K"]) -> Float[Tensor, "B H L K"]:
+    """The output of torch's attention; in an export with its heads put together anew.
+
+    A program of ONNX computes it in another layout in memory than torch, which what follows must not rely on.
+    """
+    return torch.stack(out.unbind(1), dim=2).transpose(1, 2) if torch.compiler.is_exporting() else out
 
 
 def refuse_causal(is_causal: bool) -> None:

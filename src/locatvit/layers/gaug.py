@@ -174,7 +174,7 @@ class GAug(nn.Module):
 
     def variance_scale(self, grid_size: GridSize) -> float:
         """Factor on the variance for another grid than the trained one: one for both axes."""
-        if self.config.variance_scaling == "none" or tuple(grid_size) == self.trained_grid:
+        if self.config.variance_scaling == "none":
             return 1.0
         ratio = min(grid_size) / min(self.trained_grid)
         return ratio**self.kernel.width_exponent if self.config.variance_scaling == "area" else ratio

@@ -85,6 +85,27 @@ class TrainRun:
 
 
 @dataclass(frozen=True)
+class CacheConfig:
+    """Features of the frozen backbone, kept on disk so that each image is shown to it once.
+
+    Kept are those of images that look the same every time: of the validation images where they are measured more than
+    once or a folder is given, and of the training images under ``--augment.random false``. Results do not depend on it.
+
+    Attributes:
+        dir: folder of the features; several runs and processes may share it, and it stays. Null: in the run's folder,
+            removed when the run has ended.
+        max_gib: of all that the folder holds, in GiB; beyond it nothing more is kept. 0 keeps nothing.
+    """
+
+    dir: Path | None = None
+    max_gib: float = 8.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_gib < float("inf"):
+            raise LocAtError(f"max_gib is {self.max_gib}; it must be a number >= 0, 0 to keep nothing")
+
+
+@dataclass(frozen=True)
 class SegmentRun:
     """Training and measuring of a segmentation head on a frozen backbone.
 
@@ -92,9 +113,11 @@ class SegmentRun:
         run_dir: the run's folder: config.yaml, metrics.jsonl, checkpoints/, head.safetensors, result.json.
         backbone: folder of a training run, whose model and weights are used. Null where model says it.
         model: the backbone, where there is no such folder.
-        data: which images and masks (camvid, folder or scenes).
-        augment: what is done to them; short_side, long_side_max, mean and std hold for validation too.
-        protocol: the head and its training.
+        data: which images and masks (ade20k, camvid, folder, ...).
+        augment: what is done to them; short_side, long_side_max, antialias, mean and std hold for validation too.
+        protocol: the head, its training and its test.
+        cache: where features are kept.
+        sheets: how many of the best and of the worst images are drawn, in sheets/; 0 for none.
     """
 
     run_dir: Path = Path("runs/segment")
@@ -103,3 +126,9 @@ class SegmentRun:
     data: DataConfig = field(default_factory=lambda: DataConfig(name="camvid"))
     augment: SegmentationAugment = field(default_factory=SegmentationAugment)
     protocol: SegmentationConfig = field(default_factory=SegmentationConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    sheets: int = 4
+
+    def __post_init__(self) -> None:
+        if self.sheets < 0:
+            raise LocAtError(f"sheets is {self.sheets}; it must be a whole number of images, 0 for no sheets")

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import logging
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from locatvit.backbones.checkpoint import weights_digest
-from locatvit.data import Split
+from locatvit.data.config import Normalisation
 from locatvit.data.loader import Loader
-from locatvit.data.transforms import segmentation_transform
 from locatvit.errors import LocAtError
+from locatvit.evaluation.config import SegmentationConfig
 from locatvit.evaluation.extract import FeaturesFn, accept_any_size, frozen_features
+from locatvit.evaluation.heads import PatchHead, build_head
 from locatvit.evaluation.segmentation import (
-    SegmentationHead,
     build_optimizer,
-    evaluate_segmentation,
+    ramped_schedule,
     segmentation_loss,
 )
-from locatvit.recipes.config import ModelConfig, SegmentRun
-from locatvit.recipes.folder import RunFolder, fingerprint, plain_data, read_config
-from locatvit.recipes.run import (
-    ModelPlan,
-    batch_share,
-    build_loader,
-    describe_data,
-    describe_model,
-    read_run_model,
-)
+from locatvit.features import Features
+from locatvit.recipes.backbone import backbone_config, config_with_backbone, describe_backbone, own_normalisation
+from locatvit.recipes.config import SegmentRun
+from locatvit.recipes.folder import RunFolder, fingerprint, plain_data
+from locatvit.recipes.run import ModelPlan, batch_share, describe_data
+from locatvit.recipes.segmentation_features import CACHE_FOLDER, FeatureSource, make_cache, use_cache
+from locatvit.recipes.segmentation_measure import Measure, split_loader
 from locatvit.results import Result, environment
 from locatvit.storage import write_bytes
 from locatvit.training.checkpoint import Resume
@@ -46,11 +43,9 @@ HEAD_FILE = "head.safetensors"
 # Updates of the head between two checkpoints, at most; they are small.
 _CHECKPOINT_EVERY = 500
 
-_log = logging.getLogger(__name__)
-
 
 def segment(run: SegmentRun, resume: Resume = "auto") -> Result:
-    """Train the head, measure it, and leave config, metrics, checkpoints, head and result in ``run.run_dir``.
+    """Train the head, measure it, and leave config, metrics, checkpoints, head, sheets and result in ``run.run_dir``.
 
     A run that has ended with this configuration and these backbone weights is not trained again: its result
     is returned.
@@ -59,132 +54,149 @@ def segment(run: SegmentRun, resume: Resume = "auto") -> Result:
         LocAtError: anything that is wrong with the configuration, the data or the run; see the parts. A run
             that is refused leaves the folder as it was.
     """
-    run = replace(run, model=_backbone_config(run))
+    run = replace(run, model=backbone_config(run.backbone, run.model))
     accelerator = make_accelerator(run.protocol.precision)
     seed_everything(run.protocol.seed)
     backbone = accept_any_size(ModelPlan(run.model).build()).to(accelerator.device)
-    model = _describe_backbone(backbone, run)
+    run, changed = _resolved(run, backbone)
+    model = describe_backbone(backbone, run.model, run.backbone)
     folder = RunFolder(run.run_dir, run, HEAD_FILE, is_writer=accelerator.is_main_process)
     if (ended := folder.ended(resume, weights=model["weights"])) is not None:
         return ended
-    batch_size = batch_share(run.protocol.batch_size, accelerator.num_processes)
-    # images are measured in their own aspect, so no two of them make a batch
-    train_loader, val_loader = _loader(run, "train", batch_size), _loader(run, "val", 1)
-    features_fn = frozen_features(backbone, layer=run.protocol.layer, norm=run.protocol.norm)
-    head = _head(run, features_fn, train_loader, accelerator.device)
-    measure = _Measure(features_fn, head, val_loader, accelerator.device)
+    features_fn = frozen_features(backbone, layer=run.protocol.layer, norm=bool(run.protocol.norm))
+    training = _training_images(run, features_fn, model, accelerator)
+    measure = Measure(run, features_fn, model, accelerator.device)
+    head = _head(run, training, accelerator)
+    measure.head = head
     report = _fit(
-        run, head, features_fn, train_loader, measure,
+        run, head, training, measure,
         accelerator=accelerator, resume=resume, on_start=folder.begin, weights=model["weights"],
         description=folder.name,
     )  # fmt: skip
+    per_class = measure.per_class()
     if accelerator.is_main_process:
         state = {key: value.cpu().contiguous() for key, value in head.state_dict().items()}
         write_bytes(folder.weights, save(state))
+        measure.write_sheets(folder.path, f"{_name(model)} on {run.data.label or run.data.name}")
     result = Result(
         task="segmentation",
         protocol=run.protocol.protocol,
         model=model,
-        data=describe_data(run.data, val_loader),
+        data=describe_data(run.data, measure.loader),
         metrics=report.metrics,
-        per_class=measure.per_class(),
-        config=_config_with_backbone(run),
+        per_class=per_class,
+        config=config_with_backbone(run, run.backbone),
         environment=environment(describe_device(accelerator.device)),
         seconds=round(report.seconds, 1),
+        changed=changed,
     )
-    return folder.conclude(result, report)
+    concluded = folder.conclude(result, report)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and run.cache.dir is None:
+        shutil.rmtree(folder.path / CACHE_FOLDER, ignore_errors=True)
+    return concluded
 
 
-def _backbone_config(run: SegmentRun) -> ModelConfig:
-    """The backbone's model and weights, from the run's folder or as they are given."""
-    if run.backbone is None:
-        if run.model.checkpoint is None and not run.model.pretrained:
-            _log.warning(
-                "the backbone %s has random weights; give trained ones by --backbone, --model.checkpoint or "
-                "--model.pretrained", run.model.name,
-            )  # fmt: skip
-        return run.model
-    found = read_run_model(run.backbone)
-    if run.model not in (ModelConfig(), found):
+def _resolved(run: SegmentRun, backbone: nn.Module) -> tuple[SegmentRun, dict[str, Any]]:
+    """The run with the protocol's settings for these data and this model, and what of them is not as published."""
+    data, mean_std = run.data.label or run.data.name, None
+    if run.protocol.protocol == "linear":
+        mean_std = _own_normalisation(run, backbone)
+    changed = run.protocol.changed() | run.augment.changed(data, mean_std)
+    resolved = replace(run, protocol=run.protocol.resolved(), augment=run.augment.resolved(data, mean_std))
+    return resolved, plain_data(changed)
+
+
+def _own_normalisation(run: SegmentRun, backbone: nn.Module) -> Normalisation:
+    """Mean and standard deviation that the backbone was trained with, or what is given where it does not tell them."""
+    mean_std = own_normalisation(backbone, run.backbone)
+    if mean_std is None and run.augment.mean is not None and run.augment.std is not None:
+        mean_std = run.augment.mean, run.augment.std
+    if mean_std is None:
         raise LocAtError(
-            f"backbone is {run.backbone}, whose model is {found.name}, and model is given too; give one of them"
+            "protocol linear takes the mean and standard deviation that the model was trained with, but "
+            f"{run.model.name} does not tell them; give --augment.mean and --augment.std"
         )
-    return found
+    return mean_std
 
 
-def _describe_backbone(backbone: nn.Module, run: SegmentRun) -> dict[str, Any]:
-    described = describe_model(backbone, run.model) | {"weights": weights_digest(backbone)}
-    return described if run.backbone is None else described | {"checkpoint_run": run.backbone.resolve().name}
+def _name(model: dict[str, Any]) -> str:
+    """How a sheet calls the model: its plain twin has the same label."""
+    return f"{model['label']} + LocAt" if model["locat"] else str(model["label"])
 
 
-def _config_with_backbone(run: SegmentRun) -> dict[str, Any]:
-    """The configuration, with the backbone's own training in the place of its folder."""
-    config = plain_data(run)
-    return config if run.backbone is None else config | {"backbone": read_config(run.backbone)["training"]}
+@dataclass(frozen=True)
+class _Images:
+    """Training images, how a batch of the loader becomes features and masks, and the features' width."""
+
+    loader: Loader
+    features_of: Callable[[Any], tuple[Features, Tensor]]
+    width: int
 
 
-def _loader(run: SegmentRun, split: Split, batch_size: int) -> Loader:
-    return build_loader(
-        run.data,
-        "segmentation",
-        split,
-        segmentation_transform(run.augment, training=split == "train"),
-        batch_size=batch_size,
-        num_workers=run.protocol.num_workers,
-        seed=run.protocol.seed,
-    )
-
-
-def _head(run: SegmentRun, features_fn: FeaturesFn, loader: Loader, device: torch.device) -> SegmentationHead:
-    """The untrained head, as wide as the patch tokens of one image are: no kind of host need be asked."""
+def _training_images(
+    run: SegmentRun, features_fn: FeaturesFn, model: dict[str, Any], accelerator: Accelerator
+) -> _Images:
+    assert run.protocol.batch_size is not None, "resolved"
+    loader = split_loader(run, "train", batch_share(run.protocol.batch_size, accelerator.num_processes))
+    # the width of one image's features: no kind of host need be asked, and nothing is kept before the run is accepted
     image, _ = loader.dataset[(0, 0)]
-    width = features_fn(image[None].to(device)).patches.shape[-1]
+    width = features_fn(image[None].to(accelerator.device)).patches.shape[-1]
+    if run.augment.random:
+        return _Images(loader, lambda batch: (features_fn(batch[0]), batch[1]), width)
+    images = use_cache(loader, make_cache(run, "train", model, accelerator.device))
+    source = FeatureSource(images, features_fn, accelerator.device)
+
+    def known(batch: Any) -> tuple[Features, Tensor]:
+        seen, masks = source(batch)
+        return seen.features, masks
+
+    return _Images(loader, known, width)
+
+
+def _head(run: SegmentRun, images: _Images, accelerator: Accelerator) -> PatchHead:
+    """The untrained head, for features of the backbone's width."""
     seed_everything(run.protocol.seed)
-    return SegmentationHead(width, loader.spec.num_classes, run.protocol.hidden_dim).to(device)
-
-
-class _Measure:
-    """Measures the head on the validation images, and keeps the last measure's figures by class."""
-
-    def __init__(self, features_fn: FeaturesFn, head: nn.Module, loader: Loader, device: torch.device) -> None:
-        self._features_fn, self._head, self._loader, self._device = features_fn, head, loader, device
-        self._per_class: dict[str, float | None] | None = None
-
-    def __call__(self) -> dict[str, float]:
-        spec = self._loader.spec
-        metrics, self._per_class = evaluate_segmentation(
-            self._features_fn, self._head, self._loader, spec.classes, spec.ignore_index, self._device
+    head = build_head(run.protocol, images.width, images.loader.spec.num_classes).to(accelerator.device)
+    if accelerator.num_processes == 1 or run.protocol.protocol != "linear":
+        return head
+    if accelerator.device.type != "cuda":
+        raise LocAtError(
+            f"protocol linear runs on {accelerator.num_processes} processes of a {accelerator.device.type}: its batch "
+            "norm must see the whole batch, which works between GPUs only; use one process"
         )
-        return metrics
+    synchronised: PatchHead = nn.SyncBatchNorm.convert_sync_batchnorm(head)
+    return synchronised
 
-    def per_class(self) -> dict[str, float | None]:
-        """Of the last measure; measures where none was taken, as for a run that had ended before."""
-        if self._per_class is None:
-            self()
-        assert self._per_class is not None
-        return self._per_class
+
+def build_schedule(optimizer: Optimizer, protocol: SegmentationConfig) -> LRScheduler:
+    """The learning rate of the protocol."""
+    if protocol.protocol == "linear":
+        return ramped_schedule(optimizer, protocol)
+    names = ("num_updates", "pct_start", "div_factor", "final_div_factor")
+    values = protocol.values()
+    return one_cycle_schedule(optimizer, **{name: values[name] for name in names})
 
 
 def _fit(
-    run: SegmentRun, head: nn.Module, features_fn: FeaturesFn, loader: Loader, measure: _Measure, *,
+    run: SegmentRun, head: nn.Module, images: _Images, measure: Measure, *,
     accelerator: Accelerator, resume: Resume, on_start: Callable[[int], None], weights: str, description: str,
 ) -> FitReport:  # fmt: skip
-    protocol, ignore_index = run.protocol, loader.spec.ignore_index
+    protocol, ignore_index = run.protocol, images.loader.spec.ignore_index
     assert ignore_index is not None, "data sets for segmentation have one"
+    assert protocol.num_updates is not None, "resolved"
+    assert protocol.evaluate_every is not None, "resolved"
     optimizer = build_optimizer(head, protocol)
-    scheduler = one_cycle_schedule(
-        optimizer, num_updates=protocol.num_updates, pct_start=protocol.pct_start,
-        div_factor=protocol.div_factor, final_div_factor=protocol.final_div_factor,
-    )  # fmt: skip
 
-    def loss_fn(head: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, masks = batch
-        return segmentation_loss(head, features_fn(images), masks, ignore_index)
+    def loss_fn(head: nn.Module, batch: Any) -> Tensor:
+        features, masks = images.features_of(batch)
+        return segmentation_loss(head, features, masks, ignore_index)
 
     # the weights themselves, not where they lie, make the backbone
     backbone = {**plain_data(run.model), "checkpoint": None, "pretrained": False, "weights": weights}
     return fit(
-        model=head, loss_fn=loss_fn, loader=loader, optimizer=optimizer, scheduler=scheduler,
+        model=head, loss_fn=loss_fn, loader=images.loader, optimizer=optimizer,
+        scheduler=build_schedule(optimizer, protocol),
         num_updates=protocol.num_updates, run_dir=run.run_dir, accelerator=accelerator,
         evaluate=measure, evaluate_every=protocol.evaluate_every, best_metric="miou",
         checkpoint_every=min(protocol.evaluate_every, _CHECKPOINT_EVERY), resume=resume, on_start=on_start,

@@ -15,7 +15,18 @@ from locatvit.results import Result
 # parts of a configuration that say where and how, not what, was run; the model is compared by itself
 _MODEL = {"model", "locat", "name", "label"}
 _PLACE = {"run", "runs", "run_dir", "runs_dir", "output", "folder", "root", "checkpoint", "checkpoint_run"}
-_MANNER = {"resume", "overwrite", "device", "devices", "workers", "num_workers", "progress", "max_bad_images"}
+_MANNER = {
+    "resume",
+    "overwrite",
+    "device",
+    "devices",
+    "workers",
+    "num_workers",
+    "progress",
+    "max_bad_images",
+    "cache",
+    "sheets",
+}
 _PACE = {"log_every", "evaluate_every", "evaluate_every_epochs", "checkpoint_every_updates"}
 NOT_AN_EXPERIMENT = frozenset({"seed"} | _MODEL | _PLACE | _MANNER | _PACE)
 
@@ -60,6 +71,16 @@ class Group:
     @property
     def data(self) -> str:
         return str(self.first.data.get("name", "unnamed"))
+
+    @property
+    def protocol(self) -> str:
+        """The protocol's name, e.g. "locat"; empty for one that has the name of its task, which says nothing."""
+        return "" if self.first.protocol == self.first.task == "classification" else self.first.protocol
+
+    @property
+    def changes(self) -> str:
+        """What is not as in the frozen protocol: ``"num_updates 600, batch_size 16"``; empty for nothing."""
+        return ", ".join(f"{name} {_in_words(value)}" for name, value in self.first.changed.items())
 
     def estimate(self, metric: str) -> Estimate | None:
         """``metric`` over the seeds, None where no result has it."""
@@ -164,9 +185,9 @@ def locat_label(locat: Mapping[str, Any] | None) -> str:
 
 
 def titles(groups: Sequence[Group]) -> list[str]:
-    """A short name per group, unlike every other: label, then LocAt, then the settings that differ."""
+    """A short name per group, unlike every other: label, then LocAt, protocol, and the settings that differ."""
     chosen = [group.label for group in groups]
-    for step in (_with_locat, _with_settings):
+    for step in (_with_locat, _with_protocol, _with_settings):
         twice = {title for title in chosen if chosen.count(title) > 1}
         named = list(zip(chosen, groups, strict=True))
         chosen = [
@@ -206,6 +227,11 @@ def _with_locat(title: str, group: Group, others: Sequence[Group]) -> str:
     return f"{title} + {'LocAt' if group.locat == 'GAug + PRR' else group.locat}"
 
 
+def _with_protocol(title: str, group: Group, others: Sequence[Group]) -> str:
+    alone = not group.protocol or len({other.protocol for other in others}) == 1
+    return title if alone else f"{title}, {group.protocol}"
+
+
 def _with_settings(title: str, group: Group, others: Sequence[Group]) -> str:
     apart = settings_apart(group, others)
     return f"{title} ({apart})" if apart else title
@@ -228,6 +254,10 @@ def _origins_that_collide(members: Sequence[Result]) -> list[Any]:
     if all(len(origins) == 1 for origins in of_seed.values()):
         return []
     return list(dict.fromkeys(_origin(result) for result in members))
+
+
+def _in_words(value: Any) -> str:
+    return "[" + ", ".join(map(_in_words, value)) + "]" if isinstance(value, list | tuple) else str(value)
 
 
 def _is_path(text: str) -> bool:

@@ -68,6 +68,8 @@ _COLUMNS: dict[tuple[str, str], dict[str, str]] = {
         "table5_ablation": "coco_stuff",
         "table8_kernels": "coco_stuff",
     },
+    ("hummingbird_locat", "voc2012"): {"table4_hummingbird": "voc"},
+    ("hummingbird_locat", "ade20k"): {"table4_hummingbird": "ade20k"},
 }
 # other names under which the same data are opened
 _SAME_DATA = {
@@ -76,7 +78,8 @@ _SAME_DATA = {
     "hfds/timm/mini-imagenet": "mini_imagenet",
     **dict.fromkeys(("hfds/cifar100", "hfds/uoft-cs/cifar100", "torch/cifar100"), "cifar100"),
 }
-_METRICS = {"classification": "top1", "locat": "miou"}
+_METRICS = {"classification": "top1", "locat": "miou", "hummingbird_locat": "miou"}
+_MEMORY_IMAGES = {"voc2012": 10_582, "ade20k": 20_210}
 _PLAIN: dict[str, Any] = {"gaug": False, "prr": False}
 # how LocAt's settings differ from the default, and the row of that variant; of Table 7's fixed widths the paper does
 # not tell the constants
@@ -167,12 +170,15 @@ def paper_figure(result: Result) -> PaperFigure | None:
     """The paper's figure for the experiment of ``result``, or None where the paper has no such experiment.
 
     It has one only if protocol, data set, backbone, input size and LocAt's settings are the paper's. How long
-    we trained does not matter here: the reader sees both figures and our configuration.
+    we trained does not matter here: the reader sees both figures and our configuration. Dense retrieval trains
+    nothing, so that a changed setting makes it another experiment.
     """
     data = str(result.data.get("name"))
     columns = _COLUMNS.get((result.protocol, _SAME_DATA.get(data, data)))
     host = _paper_host(result)
     if columns is None or host is None or result.data.get("split") == "train":
+        return None
+    if result.task == "hummingbird" and (result.changed or not _of_the_papers_memory(result)):
         return None
     place = _place(columns, host, _changes(result.model.get("locat")))
     if place is None:
@@ -188,6 +194,9 @@ def _place(
     """Where the paper would print the experiment: (table, row, column)."""
     method, size = host
     if changes in ({}, _PLAIN):
+        if "table4_hummingbird" in columns:
+            column = f"{columns['table4_hummingbird']}_{'vanilla' if changes else 'locat'}"
+            return "table4_hummingbird", (method, size), column
         if "table1_main" in columns:
             return "table1_main", (size, method, "no" if changes else "yes"), columns["table1_main"]
         column = f"{columns['table3_small']}_{'vit' if changes else 'locatvit'}"
@@ -206,12 +215,18 @@ def _paper_host(result: Result) -> tuple[str, str] | None:
     registers = arguments.pop("reg_tokens", 0)
     if host is None or arguments.pop("img_size", 224) not in (224, [224, 224], (224, 224)):
         return None
-    # the paper's segmentation stands on backbones trained on ImageNet
-    if result.task == "segmentation" and arguments.get("num_classes", 1000) != 1000:
+    # the paper's dense protocols stand on backbones trained on ImageNet
+    if result.task in ("segmentation", "hummingbird") and arguments.get("num_classes", 1000) != 1000:
         return None
     if set(arguments) - _NEUTRAL_ARGUMENTS or registers not in (0, 4):
         return None
     return ("regvit", host[1]) if registers and host[0] == "vit" else host
+
+
+def _of_the_papers_memory(result: Result) -> bool:
+    """Whether the memory is of as many images as the paper's: of VOC those of the augmented list."""
+    data = str(result.data.get("name"))
+    return result.data.get("memory_images") == _MEMORY_IMAGES.get(_SAME_DATA.get(data, data))
 
 
 def _changes(locat: Mapping[str, Any] | None) -> dict[str, Any]:

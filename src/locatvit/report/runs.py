@@ -113,11 +113,17 @@ def _sections(runs: Sequence[Run], *, with_pictures: bool) -> list[Section]:
 
 
 def _per_class_sections(results: Sequence[Result], *, with_pictures: bool) -> list[Section]:
+    """A section for each data set, and for each protocol where several were run on it."""
+    found: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        if result.per_class:
+            found.setdefault((str(result.data.get("name")), result.protocol), []).append(result)
     sections = []
-    for data in dict.fromkeys(result.data.get("name") for result in results if result.per_class):
-        shown = [result for result in results if result.per_class and result.data.get("name") == data]
-        pictures = _bars(shown, str(data)) if with_pictures else ()
-        sections.append(Section(f"Classes of {data}", tables=(per_class_table(shown),), pictures=pictures))
+    for (data, protocol), shown in found.items():
+        several = sum(name == data for name, _ in found) > 1
+        title = f"Classes of {data}" + f", protocol {protocol}" * several
+        pictures = _bars(shown, data) if with_pictures else ()
+        sections.append(Section(title, tables=(per_class_table(shown),), pictures=pictures))
     return sections
 
 

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 NONE = "-"
-METRICS = {"top1": "top-1 (%)", "miou": "mIoU (%)", "pixel_accuracy": "pixel accuracy (%)"}
+METRICS = {
+    "top1": "top-1 (%)",
+    "miou": "mIoU (%)",
+    "pixel_accuracy": "pixel accuracy (%)",
+    "boundary_iou": "boundary IoU (%)",
+}
 """The metrics that tables show, in order: name in ``Result.metrics`` to heading."""
 MARKDOWN_ESCAPES = str.maketrans({c: f"\\{c}" for c in "\\|*`<>[]"} | {"\n": " "})
 
@@ -71,9 +76,12 @@ def results_table(results: Iterable[Result]) -> Table:
     """Model, LocAt, data, parameters, metrics, seeds and the paper's figure, one row an experiment.
 
     Classification and segmentation of one model on one data set share a row. Results that differ in the seed
-    alone are one experiment: mean ± standard deviation.
+    alone are one experiment: mean ± standard deviation. Where a result's settings are not those of the frozen
+    protocol, the row says so, the caption says which, and the paper's figure is marked as not comparable.
     """
-    lines = list(_lines(group_results(results)))
+    groups = group_results(results)
+    protocols = _Protocols(groups)
+    lines = list(_lines(groups, protocols))
     shown = [name for name in METRICS if any(m.estimate(name) for members, _ in lines for m in members)]
     columns = (
         "model",
@@ -86,8 +94,8 @@ def results_table(results: Iterable[Result]) -> Table:
     )
     rows = tuple(_results_row(members, note, shown) for members, note in lines)
     spread = any("±" in cell for row in rows for cell in row)
-    caption = "Mean ± standard deviation over seeds." if spread else ""
-    return Table(columns, rows, text_columns=3, caption=caption)
+    captions = ("Mean ± standard deviation over seeds.",) * spread + protocols.notes
+    return Table(columns, rows, text_columns=3, caption=" ".join(captions))
 
 
 def difference_table(results: Iterable[Result]) -> Table | None:
@@ -98,8 +106,10 @@ def difference_table(results: Iterable[Result]) -> Table | None:
     """
     groups = group_results(results)
     paired = {id(group): plain for group in groups if (plain := twin(group, groups)) is not None}
+    with_twin = [group for group in groups if id(group) in paired]
+    protocols = _Protocols(with_twin)
     rows, shown = [], dict.fromkeys(METRICS, False)
-    for members, note in _lines([group for group in groups if id(group) in paired]):
+    for members, note in _lines(with_twin, protocols):
         gains = {name: _first(_gain(member, paired[id(member)], name) for member in members) for name in METRICS}
         shown = {name: shown[name] or gains[name] is not None for name in METRICS}
         rows.append((_noted(members[0].label, note), members[0].locat, members[0].data, gains))
@@ -114,7 +124,7 @@ def difference_table(results: Iterable[Result]) -> Table | None:
             for *words, gains in rows
         ),
         text_columns=3,
-        caption="The model with LocAt minus the plain one, in points of percent.",
+        caption=" ".join(("The model with LocAt minus the plain one, in points of percent.", *protocols.notes)),
     )
 
 
@@ -161,19 +171,51 @@ def points(value: Estimate | None) -> str:
     return f"{mean:+.2f}" + ("" if value.sd is None else f" ± {100 * value.sd:.2f}")
 
 
-def _lines(groups: Sequence[Group]) -> Iterable[tuple[list[Group], str]]:
-    """The groups of each row, and a note where two rows would look alike."""
+def _lines(groups: Sequence[Group], protocols: _Protocols) -> Iterable[tuple[list[Group], str]]:
+    """The groups of each row, and a note: the protocol where it needs a name, and what tells two rows apart."""
     alike: dict[tuple[str, ...], list[Group]] = {}
     for group in groups:
         alike.setdefault((group.label, group.locat, group.data), []).append(group)
     for members in alike.values():
-        tasks = [member.first.task for member in members]
-        if len(set(tasks)) == len(tasks):
-            yield members, ""
+        shown = [name for member in members for name in METRICS if name in member.first.metrics]
+        if len(set(shown)) == len(shown):
+            yield members, protocols.name(members)
             continue
         for member in members:
-            same_task = [other for other in members if other.first.task == member.first.task]
-            yield [member], settings_apart(member, same_task)
+            same = [other for other in members if other.first.protocol == member.first.protocol]
+            yield [member], ", ".join(filter(None, (protocols.name([member]), settings_apart(member, same))))
+
+
+class _Protocols:
+    """What rows say of their protocol, and the notes on what was changed in it.
+
+    Args:
+        groups: all that the table shows.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        # the paper's protocol alone needs no name
+        self._named = {group.protocol for group in groups} - {"", "locat"}
+        changed = list(dict.fromkeys((group.protocol, group.changes) for group in groups if group.changes))
+        # a number each, where one "changed" would stand for different changes
+        numbers = [f" ({number})" for number in range(1, len(changed) + 1)] if len(changed) > 1 else [""]
+        self._changed = {
+            (protocol, changes): f"{protocol}, changed{number}"
+            for (protocol, changes), number in zip(changed, numbers[: len(changed)], strict=True)
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """``"locat, changed: num_updates 600."`` for every set of changes."""
+        return tuple(f"{name}: {changes}." for (_, changes), name in self._changed.items())
+
+    def name(self, members: Sequence[Group]) -> str:
+        """``"linear"``, or ``"locat, changed"`` with the number of its note; empty where it needs no name."""
+        plain = [group.protocol if self._named else "" for group in members]
+        found = [
+            self._changed.get((group.protocol, group.changes), name) for group, name in zip(members, plain, strict=True)
+        ]
+        return ", ".join(filter(None, found))
 
 
 def _results_row(members: Sequence[Group], note: str, shown: Sequence[str]) -> tuple[str, ...]:
@@ -193,8 +235,13 @@ def _results_row(members: Sequence[Group], note: str, shown: Sequence[str]) -> t
 
 def _paper(members: Sequence[Group], *, several: bool) -> str:
     """The paper's figures for a row; the metric is named where the row has several."""
-    figures = [figure for member in members if (figure := paper_figure(member.first)) is not None]
-    named = [f"{METRICS[f.metric].removesuffix(' (%)')} {f}" if several else str(f) for f in figures]
+    found = [(figure, member) for member in members if (figure := paper_figure(member.first)) is not None]
+    named = [
+        (f"{METRICS[figure.metric].removesuffix(' (%)')} " if several else "")
+        + str(figure)
+        + (", not comparable" if member.changes else "")
+        for figure, member in found
+    ]
     return ", ".join(named) or NONE
 
 
