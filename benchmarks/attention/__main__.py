@@ -21,11 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.attention.cases import Case, cases, is_quick
 from benchmarks.attention.measure import Outcome, measure, verify
 from benchmarks.attention.plots import write_figures
-from benchmarks.attention.report import TITLES, stamp, tables, targets_table, write
+from benchmarks.attention.report import TITLES, tables, targets_table, write
+from benchmarks.place import RESULTS, find_device, slug, stamp
 from locatvit.cli.show import show_table
 from locatvit.errors import LocAtError, near_matches
 
-RESULTS = Path(__file__).parents[1] / "results"
 _QUICK_SECONDS, _SECONDS = 2.0, 15.0
 # FlexAttention compiles every shape; torch gives up after 8, and runs it unfused
 _MOST_SHAPES = 256
@@ -34,7 +34,7 @@ _MOST_SHAPES = 256
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
-        device = _device(options.device)
+        device = find_device(options.device)
         torch.set_num_threads(options.threads)
         torch._dynamo.config.recompile_limit = _MOST_SHAPES
         chosen = choose(cases(device.type), options.only, options.quick)
@@ -123,18 +123,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device("cpu") if present is None else torch.device(present)
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise LocAtError(f"device is {name!r}, which is not here: {str(error).splitlines()[0]}") from error
-    return device
-
-
 def _command(options: argparse.Namespace, seconds: float) -> str:
     """What gives these figures again, on this machine."""
     words = ["python -m benchmarks.attention", *(["--quick"] if options.quick else [])]
@@ -155,8 +143,7 @@ def _show(outcomes: Sequence[Outcome]) -> None:
 
 def _write(outcomes: Sequence[Outcome], device: torch.device, command: str, path: Path) -> list[Path]:
     environment = stamp(device, outcomes[0].case.precision)
-    slug = "-".join(environment["device"].lower().replace(",", "").split())
-    path = path.with_name(f"{path.name}_{slug}_{environment['date']}")
+    path = path.with_name(f"{path.name}_{slug(environment)}")
     figures = write_figures(outcomes, path)
     return [*write(outcomes, environment, command, path, figures), *figures]
 

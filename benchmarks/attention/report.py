@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from benchmarks.attention.cases import Case, ModelCase
 from benchmarks.attention.contenders import DENSE, PLAIN
@@ -18,9 +14,7 @@ from benchmarks.attention.limits import DEVICES
 from benchmarks.attention.measure import Outcome
 from locatvit.analysis.timing import Spread
 from locatvit.report.tables import NONE, Table
-from locatvit.results import environment
 from locatvit.storage import write_json, write_text
-from locatvit.training.runtime import describe_device
 
 TITLES = {
     "op": "Attention alone",
@@ -41,17 +35,6 @@ quartiles. Memory is the peak above that of the {process}. Names: level, model w
 (of models: pixels), pass. `sdpa`, `flex`, `triton`, `reference`: LocAt by that backend. `{dense}`: LocAt with the bias
 made in full, by a [B, H, N, N, 2] quotient, as the authors' code makes it. Outputs and gradients of all agreed with the
 reference."""
-
-
-def stamp(device: torch.device, precision: str) -> dict[str, Any]:
-    """Versions, commit, device, processor, precision and date."""
-    found = environment(describe_device(device))
-    for name in ("triton", "pytorch-triton"):
-        try:
-            found["versions"]["triton"] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found["versions"].setdefault("triton", None)
-    return found | {"processor": _processor(), "precision": precision}
 
 
 def tables(outcomes: Sequence[Outcome]) -> dict[str, Table]:
@@ -181,10 +164,3 @@ def _as_data(outcome: Outcome) -> dict[str, Any]:
     case: Case = outcome.case
     seconds = asdict(Spread.of(outcome.seconds)) if outcome.seconds else None
     return {**asdict(outcome), "seconds": seconds, "case": {"name": case.name, "level": case.level, **asdict(case)}}
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -18,12 +18,11 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from benchmarks.attention.__main__ import RESULTS, _device
-from benchmarks.attention.report import stamp
 from benchmarks.dense import miou, search
 from benchmarks.dense.cases import Case, MiouCase, cases
 from benchmarks.dense.outcome import Outcome
 from benchmarks.dense.report import TITLES, tables, write
+from benchmarks.place import RESULTS, find_device, slug, stamp
 from locatvit.cli.show import show_table
 from locatvit.errors import LocAtError
 
@@ -33,7 +32,7 @@ _SECONDS = 60.0
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
-        device = _device(options.device)
+        device = find_device(options.device)
         torch.set_num_threads(options.threads)
         torch.backends.cuda.matmul.allow_tf32 = False
         chosen = [case for case in cases(device.type, options.quick) if case.level in options.only]
@@ -90,14 +89,13 @@ def _write(outcomes: Sequence[Outcome], device: torch.device, options: argparse.
         environment["versions"]["faiss"] = metadata.version("faiss-cpu")
     part = [] if len(options.only) == len(TITLES) else options.only
     theme = "-".join(["dense", *(["quick"] if options.quick else []), *part])
-    slug = "-".join(environment["device"].lower().replace(",", "").split())
     words = [
         "python -m benchmarks.dense",
         *(["--quick"] if options.quick else []),
         *(["--only", *part] if part else []),
     ]
     command = " ".join([*words, f"--seconds {options.seconds:g} --threads {options.threads}"])
-    return write(outcomes, environment, command, options.out / f"{theme}_{slug}_{environment['date']}")
+    return write(outcomes, environment, command, options.out / f"{theme}_{slug(environment)}")
 
 
 if __name__ == "__main__":
