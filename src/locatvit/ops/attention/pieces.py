@@ -43,17 +43,22 @@ class _Rooms:
         # ``gaussian_factors`` lays narrow grids out with patches as neighbours, and so must what is made of them
         self._by_query = row.stride(-1) > row.stride(-2)
         self._made: dict[tuple[Any, ...], Logits] = {}
+        self._taken = 0
 
     def named(self, name: str, piece: Piece, parts: _Parts) -> Logits:
         """Room that the next piece takes again; made once for all pieces of one form."""
         shape, prefix = _shape(parts), self._plan.num_prefix_queries(piece)
         if (name, shape, prefix) not in self._made:
             memory = room(name, shape[0] * shape[1] * shape[2], self._dtype)
-            self._made[name, shape, prefix] = self.inside(memory, piece, parts)
+            self._made[name, shape, prefix] = self._inside(memory, piece, parts)
         return self._made[name, shape, prefix]
 
-    def inside(self, memory: Tensor, piece: Piece, parts: _Parts) -> Logits:
-        """Room in the memory given."""
+    def kept(self, memory: Tensor, piece: Piece, parts: _Parts) -> Logits:
+        """The next piece's own room in the memory of all."""
+        start, self._taken = self._taken, self._taken + math.prod(_shape(parts))
+        return self._inside(memory[start : self._taken], piece, parts)
+
+    def _inside(self, memory: Tensor, piece: Piece, parts: _Parts) -> Logits:
         prefix = self._plan.num_prefix_queries(piece)
         return Logits(memory, _shape(parts), self._by_query, prefix, self._num_prefix_tokens)
 
@@ -123,14 +128,9 @@ def forward(
     """softmax(q kᵀ · scale + S + attn_bias) v, [B, H, L, K], and the softmax if it is to be kept, piece by piece."""
     out, kept = empty_like_tokens(q), _empty_weights(q, keep)
     plan = Plan(q, num_prefix_tokens, _FORWARD_BYTES)
-    rooms, done = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q)), 0
+    rooms = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q))
     for piece, parts, part in zip(plan.pieces, _cut(plan, q, k, v, row, column), plan.of_queries(out), strict=True):
-        if keep:
-            size = math.prod(_shape(parts))
-            weights = rooms.inside(kept[done : done + size], piece, parts)
-            done += size
-        else:
-            weights = rooms.named("weights", piece, parts)
+        weights = rooms.kept(kept, piece, parts) if keep else rooms.named("weights", piece, parts)
         _write_weights(weights, parts, plan, piece, attn_bias, scale)
         _write_product(part, weights.whole, parts.v)
     return out, kept
@@ -170,17 +170,13 @@ def backward(
     grads = _empty_gradients(q, row, column, attn_bias, needs)
     if needs[5]:
         grads[5].zero_()
-    is_kept, done = kept.numel() > 0, 0
+    is_kept = kept.numel() > 0
     plan = Plan(q, num_prefix_tokens, _FORWARD_BYTES if is_kept else _BACKWARD_BYTES)
     rooms, parts_of_grads = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q)), _gradient_parts(plan, grads)
     grads_out = plan.of_queries(grad_out)
     for index, (piece, parts) in enumerate(zip(plan.pieces, _cut(plan, q, k, v, row, column), strict=True)):
-        if is_kept:
-            size = math.prod(_shape(parts))
-            weights = rooms.inside(kept[done : done + size], piece, parts)
-            done += size
-        else:
-            weights = rooms.named("weights", piece, parts)
+        weights = rooms.kept(kept, piece, parts) if is_kept else rooms.named("weights", piece, parts)
+        if not is_kept:
             _write_weights(weights, parts, plan, piece, attn_bias, scale)
         grad_logits = rooms.named("grad_logits", piece, parts)
         own = [part[index] if part else None for part in parts_of_grads]
