@@ -41,7 +41,8 @@ class DataConfig:
     """Which data.
 
     Attributes:
-        name: scenes, cifar100, folder, camvid, or one of timm's (hfds/..., wds/..., torch/..., tfds/...).
+        name: scenes, cifar100, folder; ade20k, pascal_context, coco_stuff, coco_stuff_10k, voc2012, cityscapes, camvid
+            (after `locatvit data prepare`); or one of timm's (hfds/..., wds/..., torch/..., tfds/...).
         root: folder of the data; scenes needs none.
         label: how results call the data, e.g. imagenet or ade20k for a folder of them; the paper's figures
             stand beside results of that label. Null for the name.
