@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+import torch
 from PIL import Image
+
+import locatvit
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
@@ -39,3 +43,30 @@ def test_training_of_locat_alone(tmp_path, capsys):
     assert "51 of 201 tensors learn" in printed
     assert "saved and loaded, outputs equal: True" in printed
     assert float(printed.split("differ by ")[1].split()[0]) < 1e-4
+
+
+@pytest.fixture
+def _compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("_compiler")
+def test_serving_a_compiled_model(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for index in range(3):
+        pixels = rng.integers(0, 255, (40, 56, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    model = locatvit.create_model(
+        "locatvit_tiny", img_size=24, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=5
+    )
+    locatvit.save_pretrained(model, tmp_path / "model")
+    ratio = _load("serve_compiled").main(str(tmp_path / "model"), tmp_path / "images", turns=2)
+    printed = capsys.readouterr().out
+    assert ratio > 0
+    assert "3 images: outputs differ by" in printed
+    assert float(printed.split("differ by ")[1].split()[0]) < 1e-4
+    with pytest.raises(SystemExit, match="differs by more than"):
+        _load("serve_compiled").main(str(tmp_path / "model"), tmp_path / "images", turns=1, tolerance=-1.0)

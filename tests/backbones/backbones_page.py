@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # pytest's settings do it, t
 
 def tables() -> dict[str, str]:
     """Name of a table to its rows, in Markdown."""
-    return {"works": _works(), "refused": _refused()}
+    return {"works": _works(), "transformers": _transformers(), "refused": _refused()}
 
 
 def filled(page: str) -> str:
@@ -34,6 +34,22 @@ def _works() -> str:
             found.append(subject.name)
     rows = [f"| {family} | {' '.join(f'`{name}`' for name in found)} |" for family, found in names.items()]
     return "\n".join(["| family | models under the contract tests |", "| --- | --- |", *rows])
+
+
+def _transformers() -> str:
+    from locatvit.transformers_hosts import only_tower
+    from small_transformers import HOSTS
+
+    heads = {True: "before the head or the pooler", False: "no place: `LocAtConfig(prr=False)`"}
+    rows = []
+    for host in HOSTS:
+        tower, found = only_tower(host.plain())
+        size = "asked for by `accept_any_size`" if found.resamples else "by itself"
+        rows.append(
+            f"| `{host.name}` | `{type(tower).__name__}` | {host.num_prefix_tokens} | {heads[host.prr]} | {size} |"
+        )
+    head = "| model | its backbone | prefix tokens in the test | PRR | other image sizes |"
+    return "\n".join([head, "| --- | --- | ---: | --- | --- |", *rows])
 
 
 def _refused() -> str:

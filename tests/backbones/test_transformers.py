@@ -20,7 +20,7 @@ from attention_by_hand import HandAttention
 from locatvit import LocAtConfig, LocAtError
 from locatvit.backbones.transformers_files import load_pretrained
 from small_models import VARIANTS, gaugs, stir
-from small_transformers import BY_NAME, DINOV3, SIZES, VIT, Host, hosts, images, order, transformers
+from small_transformers import BY_NAME, DINOV3, HOSTS, SIZES, VIT, Host, hosts, images, order, transformers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDENTITY, PLAIN = LocAtConfig(start="identity"), LocAtConfig(prr=False)

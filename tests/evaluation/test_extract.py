@@ -267,3 +267,54 @@ def test_any_size_of_swin_is_as_if_created_so(locat, size):
 def test_a_model_that_holds_a_table_to_one_size_is_refused():
     with pytest.raises(LocAtError, match="cannot be switched to other image sizes; create it with"):
         accept_any_size(timm.create_model("vit_small_patch16_rope_224", img_size=SIZE, depth=2))
+
+
+def make_small(name, **kwargs):
+    torch.manual_seed(0)
+    options = {"img_size": 24, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5}
+    return timm.create_model(name, **{**options, **kwargs}).eval()
+
+
+@pytest.mark.parametrize("locat", [False, True], ids=["plain", "LocAt"])
+@pytest.mark.parametrize(
+    ("name", "kwargs", "num_prefix_tokens", "has_cls"),
+    [
+        ("beit_base_patch16_224", {}, 1, True),
+        ("vit_relpos_base_patch16_cls_224", {}, 1, True),
+        ("vit_relpos_small_patch16_224", {}, 0, False),
+        ("naflexvit_base_patch16_gap", {"reg_tokens": 4}, 4, False),
+        ("naflexvit_base_patch16_gap", {"class_token": True, "reg_tokens": 2}, 3, True),
+    ],
+)
+def test_features_of_beit_and_naflex(name, kwargs, num_prefix_tokens, has_cls, locat):
+    model, images = make_small(name, **kwargs), torch.randn(2, 3, 24, 24)
+    if locat:
+        add_locat(model)
+    with frozen(model):
+        tokens = run_and_catch(model, model.blocks[-1], images)
+        features = extract_features(model, images)
+    assert features.grid_size == (3, 3)
+    assert torch.equal(features.prefix, tokens[:, :num_prefix_tokens])
+    assert torch.equal(features.patches, tokens[:, num_prefix_tokens:])
+    assert (features.cls is not None) == has_cls
+    if has_cls:
+        assert torch.equal(features.cls, tokens[:, 0])
+
+
+@pytest.mark.parametrize("size", [(24, 24), (16, 40), (13, 30)], ids=str)
+def test_naflex_takes_any_size_and_learns_to_pad(size):
+    model = make_small("naflexvit_base_patch16_gap")
+    images = torch.randn(2, 3, *size)
+    grid = (-(-size[0] // 8), -(-size[1] // 8))
+    padded = torch.nn.functional.pad(images, (0, 8 * grid[1] - size[1], 0, 8 * grid[0] - size[0]))
+    with frozen(model):
+        want = extract_features(model, padded)
+        got = extract_features(accept_any_size(model), images)
+    assert got.grid_size == grid
+    assert torch.equal(got.patches, want.patches)
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "vit_relpos_small_patch16_224"])
+def test_relative_positions_hold_a_model_to_one_size(name):
+    with pytest.raises(LocAtError, match=r"cannot be switched to other image sizes; create it with img_size=\.\.\."):
+        accept_any_size(make_small(name))

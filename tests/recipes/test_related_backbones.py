@@ -57,11 +57,14 @@ def test_segment_takes_transformers_models(locat, dinov2, tmp_path):
     assert 0 <= segment(tmp_path / "run", "--model.name", dinov2, "--model.pretrained", "true", *locat) <= 1
 
 
+@pytest.mark.slow
 def test_profile_takes_transformers_models(dinov2, capsys):
-    arguments = ["--model.name", dinov2, "--batch_size", "2"]
-    assert main(["profile", *arguments, "--seconds", "0.1"]) == 0
+    assert main(["profile", "--model.name", dinov2, "--batch_size", "2", "--seconds", "0.1", "--backward", "true"]) == 0
     assert "multiply-adds" in capsys.readouterr().out
-    assert main(["profile", "--backends", *arguments, "--backward", "true"]) == 0
+
+
+def test_profile_tells_the_backends_of_transformers_models(dinov2, capsys):
+    assert main(["profile", "--backends", "--model.name", dinov2, "--batch_size", "2", "--backward", "true"]) == 0
     assert "2 attentions, 3 x 3 + 1 tokens" in capsys.readouterr().out
 
 

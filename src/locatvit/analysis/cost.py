@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from locatvit.errors import LocAtError
-from locatvit.layers import PatchRefinement
+from locatvit.layers import LocalityAttention, PatchRefinement
 
 Shape = tuple[int, ...]
 
@@ -52,26 +52,72 @@ def count(model: nn.Module, image_size: tuple[int, int]) -> Cost:
         LocAtError: the model refuses images of this size, or what it does depends on more than their shape.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    with _evaluation_mode(model), _refinement_left_out(model) as left_out, _refusals_told(model, image_size):
-        _run_on_shapes(model, image_size, counter)
+    with (
+        with_backend(model, "sdpa"),  # all make the same two products; the counter knows them of this one
+        sdpa_kernel(SDPBackend.MATH),  # attention without a bias is two plain products, too
+        _refinement_left_out(model) as left_out,
+        _refusals_told(model, image_size),
+    ):
+        run_on_shapes(model, (1, *image_size), counter)
     runs = counter.get_total_flops() // 2
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Cost(parameters, runs, runs + sum(left_out))
 
 
-def _run_on_shapes(model: nn.Module, image_size: tuple[int, int], counter: FlopCounterMode) -> None:
-    # fake tensors are a CPU's in float32 here, whatever the model's are, and attention is its two plain products
-    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        values = {
-            name: torch.empty(
-                value.shape, dtype=torch.float32 if value.is_floating_point() else value.dtype, device="cpu"
-            )
-            for name, value in (*model.named_parameters(), *model.named_buffers())
-        }
-        image = torch.empty(1, 3, *image_size, device="cpu")
-        with counter:
+def run_on_shapes(
+    model: nn.Module, images: tuple[int, int, int], during: AbstractContextManager[Any], *, training: bool = False
+) -> None:
+    """A forward pass of shapes alone: nothing is computed and no memory taken.
+
+    Tensors are a CPU's in float32, whatever the model's are. In training, weights ask for gradients where the model's
+    do.
+
+    Args:
+        model: takes images [B, 3, height, width]; on any device, also on ``torch.device("meta")``.
+        images: how many, and their (height, width) in pixels.
+        during: what is on in the meantime, such as a counter.
+        training: in training mode and with gradients.
+    """
+    number, *size = images
+    with FakeTensorMode(allow_non_fake_inputs=True), in_mode(model, training), torch.set_grad_enabled(training):
+        values = {name: _on_cpu(value) for name, value in (*model.named_parameters(), *model.named_buffers())}
+        image = torch.empty(number, 3, *size, device="cpu")
+        with during:
             # each tensor is replaced under one name: torch does not put back a module that has several
             functional_call(model, values, (image,), tie_weights=False)
+
+
+def _on_cpu(value: Tensor) -> Tensor:
+    dtype = torch.float32 if value.is_floating_point() else value.dtype
+    asks = value.requires_grad and torch.is_grad_enabled()  # without gradients the counter must not look for them
+    return torch.empty(value.shape, dtype=dtype, device="cpu", requires_grad=asks)
+
+
+@contextmanager
+def with_backend(model: nn.Module, name: str) -> Iterator[None]:
+    """Every attention with GAug asks for this backend; its own name is put back after."""
+    holders: list[Any] = [module for module in model.modules() if isinstance(module, LocalityAttention)]
+    holders += [module.locality for module in model.modules() if hasattr(module, "locality")]  # transformers'
+    names = [holder.backend for holder in holders]
+    for holder in holders:
+        holder.backend = name
+    try:
+        yield
+    finally:
+        for holder, own in zip(holders, names, strict=True):
+            holder.backend = own
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in training or evaluation mode; every module's own is put back after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextmanager
@@ -130,17 +176,6 @@ def _refinement_left_out(model: nn.Module) -> Iterator[list[int]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _flat(error: BaseException) -> str:

@@ -93,7 +93,7 @@ def _config_folder(name: str) -> Path:
     return fetch(f"hf-hub:{source}", _CONFIG_FILE).parent
 
 
-def _where(name: str) -> dict[str, bool]:
+def _where(name: str) -> dict[str, Any]:
     """Without asking a hub that does not answer, which takes half a minute."""
     return {"local_files_only": not Path(_source(name)).is_dir() and not hub_answers()}
 
@@ -131,11 +131,14 @@ def _set(config: Any, settings: dict[str, Any], name: str) -> None:
 def _make(name: str, model_class: Any, config: Any, pretrained: bool, locat: LocAtConfig | None) -> Any:
     saved = getattr(config, "locat", None)
     if saved is not None:
-        own = LocAtConfig(**saved)
+        backend = LocAtConfig.backend if locat is None else locat.backend  # which is not saved
+        own = LocAtConfig(**saved, backend=backend)
         if locat not in (None, own):
             raise LocAtError(f"model {name!r} was saved with LocAt, whose settings are its own; leave locat out")
         if pretrained:
-            return load_pretrained(_source(name), model_class, new_head=True, config=config, **_where(name))
+            return load_pretrained(
+                _source(name), model_class, backend=backend, new_head=True, config=config, **_where(name)
+            )
         config.attn_implementation = None
         return add_locat(model_class(config), own)
     model = _with_weights(name, model_class, config) if pretrained else model_class(config)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from argparse import HelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from locatvit.cli.mistakes import cause, explain, known_options, with_option
 from locatvit.errors import LocAtError
+from locatvit.recipes.config import ModelConfig
 
 Config = TypeVar("Config")
 
@@ -57,6 +59,12 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], config: type[Config]
     built = parse_arguments(parser, arguments, config)
     fields = {name: built[name] for name in config.__dataclass_fields__}  # type: ignore[attr-defined]
     return config(**fields), built
+
+
+def refuse_two_models(run_dir: Path, given: ModelConfig) -> None:
+    """Raise ``LocAtError`` where a model is described beside ``--run``, which brings its own."""
+    if given != ModelConfig():
+        raise LocAtError(f"--run is {run_dir}, which brings its model, and --model is given too; give one of them")
 
 
 def parse_arguments(parser: ArgumentParser, arguments: Sequence[str], config: type[Any] | None = None) -> Namespace:

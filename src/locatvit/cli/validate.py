@@ -8,9 +8,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from locatvit.cli.options import make_parser, parse
-from locatvit.errors import LocAtError
-from locatvit.recipes.config import ModelConfig, TrainRun
+from locatvit.cli.options import make_parser, parse, refuse_two_models
+from locatvit.recipes.config import TrainRun
 
 _EXAMPLES = """examples:
   a finished run, on its own data:
@@ -49,8 +48,7 @@ def _of_run(parser: ArgumentParser, run_dir: Path, given: TrainRun, arguments: S
     from locatvit.recipes.run import read_run_model
     from locatvit.results import CONFIG_FILE
 
-    if given.model != ModelConfig():
-        raise LocAtError(f"--run is {run_dir}, which brings its model, and --model is given too; give one of them")
+    refuse_two_models(run_dir, given.model)
     model = read_run_model(run_dir)
     config, _ = parse(parser, ["--config", str(run_dir / CONFIG_FILE), *arguments], TrainRun)
     return replace(config, model=model)

@@ -18,7 +18,8 @@ class ModelConfig:
     """Which model, and with which weights it starts.
 
     Attributes:
-        name: one of ours (locatvit_tiny, ...) or of timm's (vit_tiny_patch16_224, ...).
+        name: one of ours (locatvit_tiny, ...), of timm's (vit_tiny_patch16_224, ...), or a transformers model:
+            hf/owner/name on the hub (hf/facebook/dinov2-small) or hf/FOLDER.
         kwargs: for its creation, e.g. {"img_size": 32, "patch_size": 4, "depth": 6}.
         locat: LocAt's settings. For one of our names null means the defaults; a timm name gets LocAt only
             where this is given.

@@ -20,6 +20,8 @@ class ExportConfig:
         model: which model, and with which weights.
         output: the file: .onnx for onnxruntime and the like, .pt2 for torch.export.load.
         dynamic_batch: take any number of images; otherwise one at a time.
+        dynamic_size: take images of any height and width, of two patches a side or more, where the model's kind can:
+            ViTs whose positions are resampled or rotary. Of a .pt2, both may have to be multiples of the patch.
         images: an image, or a folder of images, on which the program is compared with the model; null for noise.
         tolerance: the largest difference between the two that is let pass, over the largest output.
 
@@ -30,6 +32,7 @@ class ExportConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     output: Path = Path("model.onnx")
     dynamic_batch: bool = True
+    dynamic_size: bool = False
     images: Path | None = None
     tolerance: float = 1e-4
 

@@ -9,13 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
+from torch import nn
 
-from locatvit.analysis.cost import count
+from locatvit.analysis.cost import count, run_on_shapes, with_backend
 from locatvit.errors import LocAtError, near_matches
-from locatvit.layers import LocalityAttention
 from locatvit.ops.attention import BACKENDS, Backend, Request
 from locatvit.recipes.profile import batch_size, build, fitted, height_width, resolved
 from locatvit.recipes.profile_config import ProfileConfig
@@ -95,8 +92,7 @@ def profile_backends(config: ProfileConfig, device: str | None = None) -> Backen
         model = build(config.model, "locat")
         config = resolved(config, model, torch.device(kind))
         model = fitted(model, config)
-    with _recorded(model):
-        count(model, height_width(config))  # has words for images that the model refuses
+    count(model, height_width(config))  # has words for images that the model refuses
     found = requests_of(
         model, (batch_size(config), *height_width(config)), dtype=_DTYPES[config.precision], training=config.backward
     )
@@ -134,47 +130,22 @@ def requests_of(
         dtype: of the arithmetic; other than float32 by autocast.
         training: in training mode and with gradients for the weights that ask for them.
     """
-    number, *size = images
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype)
-    with FakeTensorMode(allow_non_fake_inputs=True), _in_mode(model, training), torch.set_grad_enabled(training):
-        values = {name: _on_cpu(value) for name, value in (*model.named_parameters(), *model.named_buffers())}
-        with _recorded(model) as requests, autocast:
-            functional_call(model, values, (torch.empty(number, 3, *size),), tie_weights=False)
+    with _recorded(model) as requests:
+        run_on_shapes(model, images, autocast, training=training)
     return requests
-
-
-def _on_cpu(value: Tensor) -> Tensor:
-    """Of the shape of ``value``; floating point is float32, and asks for a gradient where ``value`` does."""
-    dtype = torch.float32 if value.is_floating_point() else value.dtype
-    return torch.empty(value.shape, dtype=dtype, device="cpu", requires_grad=value.requires_grad)
 
 
 @contextmanager
 def _recorded(model: nn.Module) -> Iterator[list[Request]]:
     """The requests that the op gets from ``model``. It is served by a backend that only takes note."""
     requests: list[Request] = []
-    attentions = [module for module in model.modules() if isinstance(module, LocalityAttention)]
-    names = [attention.backend for attention in attentions]
     BACKENDS[_RECORDER] = Backend(_RECORDER, requests.append, lambda q, k, v, *_: torch.empty_like(v))
-    for attention in attentions:
-        attention.backend = _RECORDER
     try:
-        yield requests
+        with with_backend(model, _RECORDER):
+            yield requests
     finally:
         del BACKENDS[_RECORDER]
-        for attention, name in zip(attentions, names, strict=True):
-            attention.backend = name
-
-
-@contextmanager
-def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _device_type(config: ProfileConfig, device: str | None) -> str:
