@@ -44,15 +44,15 @@ def main() -> int:
         ((14, 14), 64, half, 1, False), ((64, 64), 80, half, 5, False), ((7, 7), 32, half, 0, True),
         ((14, 14), 64, full, 1, False), ((5, 37), 8, half, 16, True),
     ):  # fmt: skip
-        tiles, word = choose_tiles(grid_size, head_dim, dtype), "bf16" if dtype == half else "fp32"
+        tiles, word = choose_tiles("forward", grid_size, head_dim, dtype), "bf16" if dtype == half else "fp32"
         common = {
             "HEAD_DIM": head_dim, "DEPTH": max(16, 1 << (head_dim - 1).bit_length()), "QUERIES": tiles.queries,
             "PRECISION": "ieee" if dtype == full else "tf32",
         }  # fmt: skip
         tiled = {**common, "ROWS": tiles.rows, "COLUMNS": tiles.columns, "HAS_BIAS": bias}
-        prefix_keys = 16 if prefix else 0
-        build("forward", word, **tiled, PREFIX=prefix_keys)
-        build("backward_queries", word, **tiled, PREFIX=prefix_keys, NEEDS_Q=True, NEEDS_FACTORS=True)
+        by_query = {**tiled, "EVEN": tiles.fit(grid_size), "PREFIX": 16 if prefix else 0}
+        build("forward", word, **by_query)
+        build("backward_queries", word, **by_query, NEEDS_Q=True, NEEDS_FACTORS=True)
         build("backward_keys", word, **tiled, HAS_PREFIX=prefix > 0)
         if bias:
             build("backward_bias", word, **{**common, "QUERIES": 32}, KEYS=32)

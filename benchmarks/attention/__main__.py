@@ -61,13 +61,13 @@ def run(chosen: Sequence[Case], device: torch.device, seconds: float) -> list[Ou
         def report_on(case: Case, what: str) -> Callable[[str], None]:
             return lambda part: progress.update(task, description=f"{what} {case.name}: {part}")
 
-        too_large = {}
+        unable = {}
         for case in chosen:
-            too_large[case] = verify(case, device, report_on(case, "checking"))
+            unable[case] = verify(case, device, report_on(case, "checking"))
             progress.advance(task)
         outcomes = []
         for case in chosen:
-            found = measure(case, device, seconds, too_large[case], report_on(case, "measuring"))
+            found = measure(case, device, seconds, unable[case], report_on(case, "measuring"))
             outcomes += found
             line = f"{case.name}: {', '.join(map(_ratio, found[1:]))}"
             progress.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
+from torch._inductor.exc import InductorError
 
 from benchmarks.attention import model, op, refinement
 from benchmarks.attention.cases import Case, ModelCase, OpCase, RefinementCase, WindowCase
@@ -52,26 +53,29 @@ def contenders(case: Case, device: torch.device) -> tuple[str, ...]:
     return _LEVELS[type(case)].contenders(case, device)
 
 
-def verify(case: Case, device: torch.device, report: Report) -> set[str]:
+def verify(case: Case, device: torch.device, report: Report) -> dict[str, str]:
     """Check every contender of a case but the first, which the others are compared with.
 
     Returns:
-        Those that need more memory than there is.
+        Those that cannot run, with the reason.
 
     Raises:
         LocAtError: a result is wrong.
     """
     _, *others = contenders(case, device)
-    too_large = set(others)
+    unable = dict.fromkeys(others, _TOO_LARGE)
     for name in others:
         report(name)
         with _memory_freed(device):
-            _LEVELS[type(case)].verify(case, name, device)
-            too_large.remove(name)
-    return too_large
+            try:
+                _LEVELS[type(case)].verify(case, name, device)
+                del unable[name]
+            except InductorError as error:  # FlexAttention is compiled for each shape
+                unable[name] = f"torch cannot compile it: {str(error).splitlines()[0]}"
+    return unable
 
 
-def measure(case: Case, device: torch.device, seconds: float, too_large: set[str], report: Report) -> list[Outcome]:
+def measure(case: Case, device: torch.device, seconds: float, unable: dict[str, str], report: Report) -> list[Outcome]:
     """Memory of each contender by itself; then times, each by turns with the first, at least five turns.
 
     In pairs: what a third one leaves in caches would be in the times of the next.
@@ -80,14 +84,14 @@ def measure(case: Case, device: torch.device, seconds: float, too_large: set[str
         case: what is measured.
         device: where.
         seconds: of timing for the second contender, the backend that is taken by itself; the others get a third.
-        too_large: those that need more memory than there is.
+        unable: those that cannot run, with the reason.
         report: is told what goes on.
     """
     base, *others = contenders(case, device)
-    outcomes = {name: Outcome(case, name, why_not=_TOO_LARGE) for name in (base, *others)}
+    outcomes = {name: Outcome(case, name, why_not=unable.get(name, _TOO_LARGE)) for name in (base, *others)}
     peaks = {}
     for name in outcomes:
-        if name not in too_large:
+        if name not in unable:
             report(f"{name}, memory")
             with _memory_freed(device):
                 peaks[name] = _peak(case, name, device)

@@ -177,9 +177,9 @@ def test_what_needs_too_much_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setitem(BACKENDS, "huge", Backend("huge", lambda request: None, run))
     monkeypatch.setattr(measure, "peak_memory", lambda *arguments, device: 100)  # the other process has no such backend
-    too_large = measure.verify(OP, CPU, _ignore)
-    assert too_large == {"huge"}
-    outcomes = {each.contender: each for each in measure.measure(OP, CPU, 0.01, too_large, _ignore)}
+    unable = measure.verify(OP, CPU, _ignore)
+    assert unable == {"huge": "needs more memory than there is"}
+    outcomes = {each.contender: each for each in measure.measure(OP, CPU, 0.01, unable, _ignore)}
     assert list(outcomes) == [PLAIN, "sdpa", "reference", "huge", DENSE]
     assert outcomes["huge"].why_not == "needs more memory than there is"
     assert outcomes["sdpa"].why_not is None

@@ -241,7 +241,7 @@ def test_checkpointing_gives_the_same_gradients():
 @pytest.mark.parametrize("head_dim", [32, 64, 80, 96, 128])
 @pytest.mark.parametrize("dtype", fused.DTYPES)
 def test_tiles_waste_little(grid_size, head_dim, dtype):
-    tiles = fused.choose_tiles(grid_size, head_dim, dtype)
+    tiles = fused.choose_tiles("forward", grid_size, head_dim, dtype)
     assert 16 <= tiles.rows * tiles.columns <= 64
     assert tiles.columns >= min(8, grid_size[1])
     padded = -(-grid_size[0] // tiles.rows) * tiles.rows * -(-grid_size[1] // tiles.columns) * tiles.columns

@@ -22,11 +22,15 @@ _LOG2_E = tl.constexpr(math.log2(math.e))
 
 
 @triton.jit
-def _tokens(pointer, tokens, stride, valid, HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr):
-    """[tokens, DEPTH] of q, k, v, the output or its gradient; zero where there is none."""
+def _tokens(pointer, tokens, stride, valid, HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, ALL: tl.constexpr = False):
+    """[tokens, DEPTH] of q, k, v, the output or its gradient; zero where there is none, unless ``ALL`` are there."""
     depth = tl.arange(0, DEPTH)
-    inside = valid[:, None] & (depth < HEAD_DIM)[None, :]
-    return tl.load(pointer + tokens[:, None] * stride + depth[None, :], mask=inside, other=0.0)
+    place = pointer + tokens[:, None] * stride + depth[None, :]
+    if ALL and HEAD_DIM == DEPTH:
+        values = tl.load(place)
+    else:
+        values = tl.load(place, mask=valid[:, None] & (depth < HEAD_DIM)[None, :], other=0.0)
+    return values
 
 
 @triton.jit
@@ -43,12 +47,14 @@ def _below(index, limit):
 
 
 @triton.jit
-def _row_factors(pointer, patches, is_patch, stride_n, stride_i, first, height, row_in_tile, ROWS: tl.constexpr):
+def _row_factors(
+    pointer, patches, is_patch, stride_n, stride_i, first, height, row_in_tile, ROWS: tl.constexpr, EVEN: tl.constexpr
+):
     """[queries, keys]: of each query, the factor of each key's row; a load for each row, then selections."""
     place = pointer + patches * stride_n
     factor = tl.zeros([1, 1], tl.float32)
     for i in tl.static_range(ROWS):
-        inside = is_patch & _below(first + i, height)
+        inside = is_patch if EVEN else is_patch & _below(first + i, height)
         this = tl.load(place + (first + i) * stride_i, mask=inside, other=0.0)
         factor = tl.where(row_in_tile[None, :] >= i, this[:, None], factor)
     return factor
@@ -79,7 +85,7 @@ def forward(
     qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn,
     num_heads, num_tokens, num_prefix, height, width, period, num_tiles,
     HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN: tl.constexpr, PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Output and log2 of the softmax's sum, of one tile of queries."""
     pair = (tl.program_id(0) // num_tiles).to(tl.int64)
@@ -119,14 +125,15 @@ def forward(
             rows = first_row + row_in_tile
             valid = (rows < height) & (columns < width)
             keys = num_prefix + rows * width + columns
-            k_tile = _tokens(k, keys, kl, valid, HEAD_DIM, DEPTH)
+            k_tile = _tokens(k, keys, kl, valid, HEAD_DIM, DEPTH, EVEN)
             logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
-            row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS)
+            row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS, EVEN)
             logits += row_factor * column_factor
             if HAS_BIAS:
                 logits += _added(bias, queries, keys, bm, bn, is_query[:, None] & valid[None, :])
-            logits = tl.where(valid[None, :], logits, float("-inf"))
-            v_tile = _tokens(v, keys, vl, valid, HEAD_DIM, DEPTH)
+            if not EVEN:
+                logits = tl.where(valid[None, :], logits, float("-inf"))
+            v_tile = _tokens(v, keys, vl, valid, HEAD_DIM, DEPTH, EVEN)
             peak, total, out_tile = _accumulate(logits, v_tile, peak, total, out_tile, PRECISION)
     # every key excluded: zeros, as torch's attention gives
     total = tl.where(total == 0.0, 1.0, total)
@@ -138,9 +145,11 @@ def forward(
 
 
 @triton.jit
-def _grad_logits(logits, log_sum, grad_out, v, delta, valid, PRECISION: tl.constexpr):
+def _grad_logits(logits, log_sum, grad_out, v, delta, valid, ALL: tl.constexpr, PRECISION: tl.constexpr):
     """d logits of a tile [queries, keys] (natural units), from the weights made again."""
-    weights = tl.where(valid, tl.exp2(logits - log_sum[:, None]), 0.0)
+    weights = tl.exp2(logits - log_sum[:, None])
+    if not ALL:
+        weights = tl.where(valid, weights, 0.0)
     grad_weights = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
     return weights * (grad_weights - delta[:, None])
 
@@ -151,7 +160,7 @@ def backward_queries(
     qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn, gb, gh, gl,
     num_heads, num_tokens, num_prefix, height, width, period, num_tiles,
     HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN: tl.constexpr, PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
     NEEDS_Q: tl.constexpr, NEEDS_FACTORS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of queries and of its factors, and delta = sum(out * grad_out), which the keys need.
@@ -188,7 +197,9 @@ def backward_queries(
             to_prefix = tl.dot(q_tile, tl.trans(k_prefix), input_precision=PRECISION) * to_log2
             if HAS_BIAS:
                 to_prefix += _added(bias, queries, prefix, bm, bn, with_prefix)
-            grad_prefix = _grad_logits(to_prefix, sum_tile, grad_tile, v_prefix, delta_tile, with_prefix, PRECISION)
+            grad_prefix = _grad_logits(
+                to_prefix, sum_tile, grad_tile, v_prefix, delta_tile, with_prefix, False, PRECISION
+            )
             grad_q_tile += tl.dot(grad_prefix.to(k_prefix.dtype), k_prefix, input_precision=PRECISION)
         in_tile = tl.arange(0, ROWS * COLUMNS)
         row_in_tile, column_in_tile = in_tile // COLUMNS, in_tile % COLUMNS
@@ -202,14 +213,15 @@ def backward_queries(
                 is_key = (rows < height) & (columns < width)
                 valid = is_query[:, None] & is_key[None, :]
                 keys = num_prefix + rows * width + columns
-                k_tile = _tokens(k, keys, kl, is_key, HEAD_DIM, DEPTH)
-                v_tile = _tokens(v, keys, vl, is_key, HEAD_DIM, DEPTH)
+                k_tile = _tokens(k, keys, kl, is_key, HEAD_DIM, DEPTH, EVEN)
+                v_tile = _tokens(v, keys, vl, is_key, HEAD_DIM, DEPTH, EVEN)
                 logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
-                row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS)
+                row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS, EVEN)
                 logits += row_factor * column_factor * _LOG2_E
                 if HAS_BIAS:
                     logits += _added(bias, queries, keys, bm, bn, valid)
-                grad = _grad_logits(logits, sum_tile, grad_tile, v_tile, delta_tile, valid, PRECISION)
+                # of a query that does not exist all is zero: its weights are harmless
+                grad = _grad_logits(logits, sum_tile, grad_tile, v_tile, delta_tile, valid, EVEN, PRECISION)
                 if NEEDS_Q:
                     grad_q_tile += tl.dot(grad.to(k_tile.dtype), k_tile, input_precision=PRECISION)
                 if NEEDS_FACTORS:
@@ -242,18 +254,20 @@ def backward_keys(
 ):  # fmt: skip
     """Gradients of a tile of keys and its values; the first tile is that of the prefix, if there is any.
 
-    Logits are [keys, queries] here. For the prefix, rows and columns lie outside the grid, so its factors are zero.
+    For the prefix, rows and columns lie outside the grid, so its factors are zero. What is computed of a key or a query
+    that does not exist is finite where it meets others, or never written: nothing is masked.
     """
     pair = (tl.program_id(0) // num_tiles).to(tl.int64)
     image, head = pair // num_heads, pair % num_heads
     tile = tl.program_id(0) % num_tiles
     in_tile = tl.arange(0, ROWS * COLUMNS)
+    row_in_tile = in_tile // COLUMNS
     blocks_of_rows = tl.cdiv(height, ROWS)
     block = tile - 1 if HAS_PREFIX else tile
-    rows = (block % blocks_of_rows) * ROWS + in_tile // COLUMNS
-    columns = (block // blocks_of_rows) * COLUMNS + in_tile % COLUMNS
+    first_row = (block % blocks_of_rows) * ROWS
     if HAS_PREFIX:
-        rows = tl.where(tile == 0, height, rows)
+        first_row = tl.where(tile == 0, height, first_row)
+    rows, columns = first_row + row_in_tile, (block // blocks_of_rows) * COLUMNS + in_tile % COLUMNS
     has_factors = (rows < height) & (columns < width)
     is_key, keys = has_factors, num_prefix + rows * width + columns
     if HAS_PREFIX:
@@ -277,20 +291,19 @@ def backward_keys(
         grad_tile = _tokens(grad_out, queries, gl, is_query, HEAD_DIM, DEPTH)
         sum_tile = tl.load(log_sum + pair * num_tokens + queries, mask=is_query, other=0.0)
         delta_tile = tl.load(delta + pair * num_tokens + queries, mask=is_query, other=0.0)
-        logits = tl.dot(k_tile, tl.trans(q_tile), input_precision=PRECISION) * to_log2
-        with_bias = has_factors[:, None] & (is_query & (patches >= 0))[None, :]
-        row_factor = tl.load(row + patches[None, :] * rn + rows[:, None] * ri, mask=with_bias, other=0.0)
-        column_factor = tl.load(column + patches[None, :] * cn + columns[:, None] * cj, mask=with_bias, other=0.0)
+        logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
+        is_patch = is_query & (patches >= 0)
+        row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS, False)
+        place = column + patches[:, None] * cn + columns[None, :] * cj
+        column_factor = tl.load(place, mask=is_patch[:, None] & has_factors[None, :], other=0.0)
         logits += row_factor * column_factor * _LOG2_E
-        valid = is_key[:, None] & is_query[None, :]
         if HAS_BIAS:
-            place = bias + queries[None, :] * bm + keys[:, None] * bn
-            logits += tl.load(place, mask=valid, other=0.0).to(tl.float32) * _LOG2_E
-        weights = tl.where(valid, tl.exp2(logits - sum_tile[None, :]), 0.0)
-        grad_v_tile += tl.dot(weights.to(grad_tile.dtype), grad_tile, input_precision=PRECISION)
-        grad_weights = tl.dot(v_tile, tl.trans(grad_tile), input_precision=PRECISION)
-        grad = weights * (grad_weights - delta_tile[None, :])
-        grad_k_tile += tl.dot(grad.to(q_tile.dtype), q_tile, input_precision=PRECISION)
+            logits += _added(bias, queries, keys, bm, bn, is_query[:, None] & is_key[None, :])
+        weights = tl.exp2(logits - sum_tile[:, None])
+        grad_v_tile += tl.dot(tl.trans(weights.to(grad_tile.dtype)), grad_tile, input_precision=PRECISION)
+        grad_weights = tl.dot(grad_tile, tl.trans(v_tile), input_precision=PRECISION)
+        grad = weights * (grad_weights - delta_tile[:, None])
+        grad_k_tile += tl.dot(tl.trans(grad.to(q_tile.dtype)), q_tile, input_precision=PRECISION)
     base = (image * num_tokens * num_heads + head) * HEAD_DIM
     _store_tokens(grad_k + base, keys, num_heads * HEAD_DIM, is_key, grad_k_tile * scale, HEAD_DIM, DEPTH)
     _store_tokens(grad_v + base, keys, num_heads * HEAD_DIM, is_key, grad_v_tile, HEAD_DIM, DEPTH)
@@ -336,7 +349,7 @@ def backward_bias(
             column_factor = tl.load(place, mask=with_bias, other=0.0)
             logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
             logits += row_factor * column_factor * _LOG2_E + added
-            grad_tile += _grad_logits(logits, sum_tile, out_tile, v_tile, delta_tile, valid, PRECISION)
+            grad_tile += _grad_logits(logits, sum_tile, out_tile, v_tile, delta_tile, valid, False, PRECISION)
     plane = part.to(tl.int64) * period * bias_heads + group
     place = grad_bias + (plane * num_tokens + queries[:, None]) * num_tokens + keys[None, :]
     tl.store(place, grad_tile, mask=valid)
