@@ -188,8 +188,9 @@ class GAug(nn.Module):
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    # to ask is cheap, and the meta device has none; to leave autocast costs as much as three small operations
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    # to ask is cheap, to leave autocast costs as much as three small operations; the meta device has none. Whether a
+    # device has any, which torch.amp tells, cannot be asked in a compiled graph of torch 2.11
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 
