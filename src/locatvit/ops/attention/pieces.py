@@ -94,21 +94,31 @@ def _write_logits(logits: Logits, a: Tensor, b: Tensor, *, alpha: float = 1.0, a
     torch.baddbmm(logits.in_memory, a, b.mT, beta=float(add), alpha=alpha, out=logits.in_memory)
 
 
+def _may_exclude_all(attn_bias: Tensor | None) -> bool:
+    """Whether a query may be left without a key."""
+    return attn_bias is not None and attn_bias.numel() > 0 and bool(attn_bias.min() == float("-inf"))
+
+
 def _write_weights(
-    logits: Logits, parts: _Parts, plan: Plan, piece: Piece, attn_bias: Tensor | None, scale: float
+    logits: Logits,
+    parts: _Parts,
+    plan: Plan,
+    piece: Piece,
+    attn_bias: Tensor | None,
+    scale: float,
+    *,
+    may_exclude_all: bool,
 ) -> None:
     """softmax(q kᵀ · scale + S + attn_bias) of a piece."""
     for prefix in logits.prefix:
         prefix.zero_()
     grid_size = (parts.row.shape[-2], parts.column.shape[-1])
     torch.mul(parts.row, parts.column, out=logits.patches.unflatten(-1, grid_size))
-    dead = None
     if attn_bias is not None:
         for part, bias in plan.with_bias(piece, logits.whole, attn_bias):
             part.add_(bias)
     _write_logits(logits, parts.q, parts.k, alpha=scale, add=True)
-    if attn_bias is not None and attn_bias.numel() and attn_bias.min() == float("-inf"):
-        dead = (logits.whole == float("-inf")).all(dim=-1, keepdim=True)  # a query that may look nowhere
+    dead = (logits.whole == float("-inf")).all(dim=-1, keepdim=True) if may_exclude_all else None
     torch.softmax(logits.in_memory, logits.keys_dim, out=logits.in_memory)
     if dead is not None:
         logits.whole.masked_fill_(dead, 0)  # as torch's attention has it
@@ -128,10 +138,10 @@ def forward(
     """softmax(q kᵀ · scale + S + attn_bias) v, [B, H, L, K], and the softmax if it is to be kept, piece by piece."""
     out, kept = empty_like_tokens(q), _empty_weights(q, keep)
     plan = Plan(q, num_prefix_tokens, _FORWARD_BYTES)
-    rooms = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q))
+    rooms, may_exclude_all = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q)), _may_exclude_all(attn_bias)
     for piece, parts, part in zip(plan.pieces, _cut(plan, q, k, v, row, column), plan.of_queries(out), strict=True):
         weights = rooms.kept(kept, piece, parts) if keep else rooms.named("weights", piece, parts)
-        _write_weights(weights, parts, plan, piece, attn_bias, scale)
+        _write_weights(weights, parts, plan, piece, attn_bias, scale, may_exclude_all=may_exclude_all)
         _write_product(part, weights.whole, parts.v)
     return out, kept
 
@@ -173,11 +183,11 @@ def backward(
     is_kept = kept.numel() > 0
     plan = Plan(q, num_prefix_tokens, _FORWARD_BYTES if is_kept else _BACKWARD_BYTES)
     rooms, parts_of_grads = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q)), _gradient_parts(plan, grads)
-    grads_out = plan.of_queries(grad_out)
+    grads_out, may_exclude_all = plan.of_queries(grad_out), not is_kept and _may_exclude_all(attn_bias)
     for index, (piece, parts) in enumerate(zip(plan.pieces, _cut(plan, q, k, v, row, column), strict=True)):
         weights = rooms.kept(kept, piece, parts) if is_kept else rooms.named("weights", piece, parts)
         if not is_kept:
-            _write_weights(weights, parts, plan, piece, attn_bias, scale)
+            _write_weights(weights, parts, plan, piece, attn_bias, scale, may_exclude_all=may_exclude_all)
         grad_logits = rooms.named("grad_logits", piece, parts)
         own = [part[index] if part else None for part in parts_of_grads]
         _products_backward(
