@@ -119,6 +119,15 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def saved_model(saved: dict[str, Any]) -> ModelConfig:
+    """The model of a saved configuration.
+
+    Raises:
+        TypeError, KeyError: it is of another version.
+    """
+    return ModelConfig(**{**saved, "locat": saved["locat"] and LocAtConfig(**saved["locat"])})
+
+
 def read_run_model(run_dir: Path) -> ModelConfig:
     """The model of a finished training run, with its weights.
 
@@ -135,7 +144,7 @@ def read_run_model(run_dir: Path) -> ModelConfig:
         )
     saved = read_config(run_dir)["model"]
     try:
-        model = ModelConfig(**{**saved, "locat": saved["locat"] and LocAtConfig(**saved["locat"])})
+        model = saved_model(saved)
         num_classes = read_result(run_dir).data["classes"]
     except (TypeError, KeyError) as error:
         raise LocAtError(

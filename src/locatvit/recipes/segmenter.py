@@ -16,7 +16,6 @@ from safetensors.torch import load
 from torch import nn
 
 from locatvit.backbones.checkpoint import weights_digest
-from locatvit.config import LocAtConfig
 from locatvit.data.config import SegmentationAugment
 from locatvit.data.loader import kept_random_state
 from locatvit.data.segmentation_sets import SETS
@@ -28,7 +27,7 @@ from locatvit.evaluation.extract import FeaturesFn, accept_any_size, frozen, fro
 from locatvit.evaluation.segmentation import build_head, predict
 from locatvit.recipes.config import ModelConfig
 from locatvit.recipes.folder import plain_data, read_config
-from locatvit.recipes.run import ModelPlan
+from locatvit.recipes.run import ModelPlan, saved_model
 from locatvit.recipes.segmentation import HEAD_FILE
 from locatvit.results import CONFIG_FILE, RESULT_FILE, Result, read_result
 from locatvit.training.runtime import seed_everything
@@ -93,7 +92,7 @@ def read_segmenter(
     result = _read_result(run_dir)
     config = read_config(run_dir)
     try:
-        model = _model_config(config["model"])
+        model = saved_model(config["model"])
         augment = SegmentationAugment(**config["augment"]).resolved()
         protocol = SegmentationConfig(**config["protocol"]).resolved()
         name, weights = config["data"]["name"], result.model["weights"]
@@ -136,10 +135,6 @@ def _read_result(run_dir: Path) -> Result:
             "end first"
         )
     return read_result(run_dir)
-
-
-def _model_config(saved: dict[str, Any]) -> ModelConfig:
-    return ModelConfig(**{**saved, "locat": saved["locat"] and LocAtConfig(**saved["locat"])})
 
 
 def _backbone(model: ModelConfig, seed: int) -> nn.Module:

@@ -11,9 +11,9 @@ from jaxtyping import Integer, UInt8
 from PIL import Image
 
 from locatvit.errors import LocAtError
-from locatvit.report.drawables import check_image, check_mask
+from locatvit.report.drawables import check_colours, check_image, check_mask
 from locatvit.report.lettering import PAPER, SOFT, Array, Colour, Entry, hatch, legend, line_height, write
-from locatvit.report.sheets import resized, shown_size
+from locatvit.report.sheets import ignored, resized, shown_size
 from locatvit.storage import atomic_write
 
 # in pixels: the width that the columns share, spaces (within a pair, between pairs, around), and letters
@@ -116,8 +116,7 @@ def _check(
 ) -> None:
     if not cells:
         raise LocAtError("cells is empty; a contact sheet needs one image or more")
-    if len(colours) != len(classes):
-        raise LocAtError(f"there are {len(colours)} colours for {len(classes)} classes; give one a class")
+    check_colours(colours, classes)
     for cell in cells:
         size = check_image(cell.image, f"image {cell.name}")
         check_mask(
@@ -129,7 +128,7 @@ def _pair(cell: ContactCell, palette: UInt8[Array, "C 3"], side: int, ignore_ind
     """Image and mask side by side, each within ``side`` pixels."""
     height, width = cell.mask.shape
     size = shown_size(height, width, side)
-    without = np.zeros(cell.mask.shape, bool) if ignore_index is None else np.asarray(cell.mask == ignore_index)
+    without = ignored(cell.mask, ignore_index)
     painted = palette[np.clip(cell.mask, 0, len(palette) - 1)]
     # the nearest pixel's colour: a mean of two classes' colours may be that of a third
     shown = np.array(Image.fromarray(painted).resize((size[1], size[0]), Image.Resampling.NEAREST))

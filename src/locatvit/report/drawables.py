@@ -57,6 +57,12 @@ def check_mask(
         raise LocAtError(f"{name} holds the label {foreign[0]}; it must be {rule}")
 
 
+def check_colours(colours: Sequence[Any], classes: Sequence[str]) -> None:
+    """Raise ``LocAtError`` unless there is a colour for each class."""
+    if len(colours) != len(classes):
+        raise LocAtError(f"there are {len(colours)} colours for {len(classes)} classes; give one a class")
+
+
 def common_grid(
     points: Sequence[tuple[int, int]], maps_by_name: Mapping[str, Sequence[Float[Array, "h w"]]]
 ) -> tuple[int, int]:

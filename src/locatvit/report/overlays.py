@@ -10,7 +10,7 @@ from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
 
 from locatvit.errors import LocAtError
-from locatvit.report.drawables import check_image, check_mask
+from locatvit.report.drawables import check_colours, check_image, check_mask
 from locatvit.report.lettering import PAPER, Array, Colour, Entry, legend
 from locatvit.report.sheets import resized, shown_size
 from locatvit.storage import atomic_write
@@ -71,8 +71,7 @@ def draw_overlay(
     """
     if not 0 <= opacity <= 1:
         raise LocAtError(f"opacity is {opacity}; it must be in [0, 1]")
-    if len(colours) != len(classes):
-        raise LocAtError(f"there are {len(colours)} colours for {len(classes)} classes; give one a class")
+    check_colours(colours, classes)
     check_mask(mask, "the mask", check_image(image, "the photo"), len(classes), -1)
     # the photo's own size where that is neither small nor large
     size = shown_size(mask.shape[0], mask.shape[1], min(max(*mask.shape, _SMALL), _LONGEST))

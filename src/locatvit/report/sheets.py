@@ -15,7 +15,7 @@ from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
 
 from locatvit.errors import LocAtError
-from locatvit.report.drawables import check_image, check_mask
+from locatvit.report.drawables import check_colours, check_image, check_mask
 from locatvit.report.lettering import PAPER, Array, Colour, Entry, hatch, legend, line_height, write
 from locatvit.storage import atomic_write
 
@@ -129,27 +129,27 @@ def _check(
 ) -> None:
     if not rows:
         raise LocAtError("rows is empty; a sheet needs one image or more")
-    if len(colours) != len(classes):
-        raise LocAtError(f"there are {len(colours)} colours for {len(classes)} classes; give one a class")
-    ignored = -1 if ignore_index is None else ignore_index
+    check_colours(colours, classes)
+    label = -1 if ignore_index is None else ignore_index
     for row in rows:
         size = check_image(row.image, f"image {row.name}")
-        check_mask(row.truth, f"the truth of {row.name}", size, len(classes), ignored)
-        check_mask(row.prediction, f"the prediction of {row.name}", size, len(classes), ignored)
+        check_mask(row.truth, f"the truth of {row.name}", size, len(classes), label)
+        check_mask(row.prediction, f"the prediction of {row.name}", size, len(classes), label)
 
 
-def _ignored(mask: Integer[Array, "H W"], ignore_index: int | None) -> Bool[Array, "H W"]:
+def ignored(mask: Integer[Array, "H W"], ignore_index: int | None) -> Bool[Array, "H W"]:
+    """Pixels that do not count; none where all do."""
     return np.zeros(mask.shape, bool) if ignore_index is None else np.asarray(mask == ignore_index)
 
 
 def _pictures(row: SheetRow, palette: UInt8[Array, "C 3"], ignore_index: int | None) -> list[Image.Image]:
     """Image, truth, prediction and errors, all of the size they have on the sheet."""
     size = shown_size(row.truth.shape[0], row.truth.shape[1], _CELL)
-    without = _ignored(row.truth, ignore_index)
+    without = ignored(row.truth, ignore_index)
     return [
         resized(row.image, size),
         _hatched(_painted(row.truth, palette), without, size),
-        _hatched(_painted(row.prediction, palette), _ignored(row.prediction, ignore_index), size),
+        _hatched(_painted(row.prediction, palette), ignored(row.prediction, ignore_index), size),
         _hatched(_errors(row), without, size),
     ]
 
@@ -181,7 +181,7 @@ def _hatched(pixels: UInt8[Array, "H W 3"], where: Bool[Array, "H W"], size: tup
 def _captions(
     canvas: Image.Image, top: int, lefts: Sequence[int], column: int, row: SheetRow, ignore_index: int | None
 ) -> None:
-    labelled = ~_ignored(row.truth, ignore_index)
+    labelled = ~ignored(row.truth, ignore_index)
     wrong = int((labelled & (row.prediction != row.truth)).sum()) / max(1, int(labelled.sum()))
     write(canvas, (lefts[0], top), row.name, _TEXT, width=2 * column)
     write(canvas, (lefts[2], top), f"mIoU {100 * row.score:.1f} %", _TEXT, width=column)
