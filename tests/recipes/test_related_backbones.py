@@ -52,6 +52,21 @@ def test_segment_takes_the_paper_s_other_backbones(name, kwargs, tmp_path):
     assert 0 <= segment(tmp_path / "run", "--model.name", name, "--model.kwargs", kwargs) <= 1
 
 
+GCVIT = (
+    "--model.name", "gcvit_xxtiny",
+    "--model.kwargs", "{img_size: 32, window_ratio: [8, 8, 16, 32], embed_dim: 8}",
+)  # fmt: skip
+
+
+def test_segment_takes_gcvit_where_it_sees_its_own_size_alone(tmp_path, capsys):
+    windows = ("--protocol.protocol", "linear", "--protocol.window_size", "32", "--protocol.window_stride", "16")
+    own = ("--protocol.norm", "false", "--augment.mean", "[0.5, 0.5, 0.5]", "--augment.std", "[0.5, 0.5, 0.5]")
+    assert 0 <= segment(tmp_path / "run", *GCVIT, *windows, *own) <= 1
+    capsys.readouterr()
+    assert main(["segment", "--run_dir", str(tmp_path / "whole"), *GCVIT, *SCENES]) == 2
+    assert "GlobalContextVit cannot be switched to other image sizes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("locat", [(), ("--model.locat.kernel", "laplace")], ids=["plain", "LocAt"])
 def test_segment_takes_transformers_models(locat, dinov2, tmp_path):
     assert 0 <= segment(tmp_path / "run", "--model.name", dinov2, "--model.pretrained", "true", *locat) <= 1

@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from locatvit.backbones.checkpoint import weights_digest
-from locatvit.data.config import Normalisation
+from locatvit.data.config import Normalisation, SegmentationAugment
 from locatvit.errors import LocAtError
+from locatvit.evaluation.any_size import accept_any_size, own_size
+from locatvit.evaluation.config import SegmentationConfig
 from locatvit.recipes.config import ModelConfig
 from locatvit.recipes.folder import plain_data, read_config
 from locatvit.recipes.run import describe_model, read_run_model
@@ -80,3 +82,28 @@ def last_fine_layer(model: nn.Module, most_pixels: int = 16) -> int:
         place for place, info in enumerate(told) if isinstance(info, dict) and info.get("reduction", 0) <= most_pixels
     ]
     return fine[-1] - len(told) if fine else -1
+
+
+def accept_sizes(model: nn.Module, only: tuple[int, int] | None) -> nn.Module:
+    """Switch a backbone to every image size, unless it will see its own alone; returns it.
+
+    Args:
+        model: in place.
+        only: (height, width) of all images, None where they differ.
+
+    Raises:
+        LocAtError: it must see other sizes and cannot; see ``accept_any_size``.
+    """
+    own = own_size(model) or getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return model if only is not None and own == only else accept_any_size(model)
+
+
+def only_size(protocol: SegmentationConfig, augment: SegmentationAugment) -> tuple[int, int] | None:
+    """(height, width) of all that a segmentation run shows its backbone: crops and windows; None where they differ.
+
+    Args:
+        protocol, augment: resolved.
+    """
+    side = protocol.window_size or 0
+    fits = augment.crop_size == (side, side) and (augment.short_side or 0) >= side
+    return (side, side) if side and fits else None

@@ -16,14 +16,14 @@ from locatvit.data import Split
 from locatvit.data.loader import Loader
 from locatvit.data.retrieval_transforms import MaskedTransform, memory_transform, query_transform
 from locatvit.errors import LocAtError
-from locatvit.evaluation.any_size import own_size
-from locatvit.evaluation.extract import FeaturesFn, accept_any_size, frozen_features
+from locatvit.evaluation.extract import FeaturesFn, frozen_features
 from locatvit.evaluation.hummingbird import evaluate_hummingbird, make_metrics
 from locatvit.evaluation.hummingbird_config import HummingbirdConfig
 from locatvit.evaluation.metrics import SegmentationScores
 from locatvit.evaluation.patch_memory import Labels, Memory, remember, sampled
 from locatvit.evaluation.retrieval import check_backend, make_search, placed
 from locatvit.recipes.backbone import (
+    accept_sizes,
     backbone_config,
     config_with_backbone,
     describe_backbone,
@@ -69,7 +69,8 @@ def hummingbird(run: HummingbirdRun, resume: Resume = "auto") -> Result:
     run = replace(run, model=backbone_config(run.backbone, run.model))
     model = ModelPlan(run.model).build().to(accelerator.device)
     run, changed = _resolved(run, model)
-    _accept_sizes(model, run)
+    side = run.augment.image_size
+    accept_sizes(model, (side, side) if run.augment.query_resize == "squash" else None)
     described = describe_backbone(model, run.model, run.backbone)
     folder = RunFolder(run.run_dir, run, RESULT_FILE, is_writer=True)
     if (ended := folder.ended(resume, weights=described["weights"])) is not None:
@@ -168,14 +169,6 @@ def _resolved(run: HummingbirdRun, model: nn.Module) -> tuple[HummingbirdRun, di
     changed = {f"protocol.{key}": value for key, value in run.protocol.changed(data, layer).items()}
     changed |= {f"augment.{key}": value for key, value in run.augment.changed(name, own).items()}
     return replace(run, protocol=protocol, augment=augment), plain_data(changed)
-
-
-def _accept_sizes(model: nn.Module, run: HummingbirdRun) -> None:
-    """Switch the backbone to other image sizes, where it will see any."""
-    side = run.augment.image_size
-    own = own_size(model) or getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if run.augment.query_resize != "squash" or own != (side, side):
-        accept_any_size(model)
 
 
 def _probe(features_fn: FeaturesFn, side: int, device: torch.device) -> tuple[tuple[int, int], int]:

@@ -17,7 +17,7 @@ from locatvit.data.config import Normalisation
 from locatvit.data.loader import Loader
 from locatvit.errors import LocAtError
 from locatvit.evaluation.config import SegmentationConfig
-from locatvit.evaluation.extract import FeaturesFn, accept_any_size, frozen_features
+from locatvit.evaluation.extract import FeaturesFn, frozen_features
 from locatvit.evaluation.heads import PatchHead, build_head
 from locatvit.evaluation.segmentation import (
     build_optimizer,
@@ -25,7 +25,14 @@ from locatvit.evaluation.segmentation import (
     segmentation_loss,
 )
 from locatvit.features import Features
-from locatvit.recipes.backbone import backbone_config, config_with_backbone, describe_backbone, own_normalisation
+from locatvit.recipes.backbone import (
+    accept_sizes,
+    backbone_config,
+    config_with_backbone,
+    describe_backbone,
+    only_size,
+    own_normalisation,
+)
 from locatvit.recipes.config import SegmentRun
 from locatvit.recipes.folder import RunFolder, fingerprint, plain_data
 from locatvit.recipes.run import ModelPlan, batch_share, describe_data
@@ -57,8 +64,9 @@ def segment(run: SegmentRun, resume: Resume = "auto") -> Result:
     run = replace(run, model=backbone_config(run.backbone, run.model))
     accelerator = make_accelerator(run.protocol.precision)
     seed_everything(run.protocol.seed)
-    backbone = accept_any_size(ModelPlan(run.model).build()).to(accelerator.device)
+    backbone = ModelPlan(run.model).build().to(accelerator.device)
     run, changed = _resolved(run, backbone)
+    accept_sizes(backbone, only_size(run.protocol, run.augment))
     model = describe_backbone(backbone, run.model, run.backbone)
     folder = RunFolder(run.run_dir, run, HEAD_FILE, is_writer=accelerator.is_main_process)
     if (ended := folder.ended(resume, weights=model["weights"])) is not None:

@@ -23,8 +23,9 @@ from locatvit.data.spec import Colour, voc_colours
 from locatvit.data.transforms import segmentation_transform
 from locatvit.errors import LocAtError
 from locatvit.evaluation.config import SegmentationConfig
-from locatvit.evaluation.extract import FeaturesFn, accept_any_size, frozen, frozen_features
+from locatvit.evaluation.extract import FeaturesFn, frozen, frozen_features
 from locatvit.evaluation.segmentation import build_head, predict
+from locatvit.recipes.backbone import accept_sizes, only_size
 from locatvit.recipes.config import ModelConfig
 from locatvit.recipes.folder import plain_data, read_config
 from locatvit.recipes.run import ModelPlan, saved_model
@@ -103,6 +104,7 @@ def read_segmenter(
         ) from error
     checkpoint = _checkpoint(run_dir, trained_in, model.checkpoint, checkpoint)
     backbone = _backbone(replace(model, checkpoint=checkpoint), protocol.seed).to(device)
+    accept_sizes(backbone, only_size(protocol, augment))
     _check_weights(run_dir, backbone, weights)
     features_fn = frozen_features(backbone, layer=protocol.layer, norm=bool(protocol.norm))
     classes = tuple(result.per_class)
@@ -141,7 +143,7 @@ def _backbone(model: ModelConfig, seed: int) -> nn.Module:
     with kept_random_state():
         # a backbone without weights is random, but the same one again
         seed_everything(seed)
-        return accept_any_size(ModelPlan(model).build())
+        return ModelPlan(model).build()
 
 
 def _checkpoint(run_dir: Path, trained_in: Path, saved: str | None, given: str | Path | None) -> str | None:
