@@ -29,7 +29,7 @@ def build(name: str, dtype: str, **constants: object) -> None:
         elif argument in TOKENS or argument in FLOATS:
             signature[argument] = f"*{dtype}" if argument in TOKENS else "*fp32"
         else:
-            signature[argument] = "fp32" if argument == "scale" else "i32"
+            signature[argument] = "fp32" if argument in ("scale", "clamp") else "i32"
     compiled = compile(ASTSource(kernel, signature=signature, constexprs=values), target=TARGET)
     print(f"compiled {name} {dtype} {constants}: {compiled.metadata.shared} bytes of shared memory", flush=True)
 
@@ -40,14 +40,15 @@ def main() -> int:
 
     warnings.simplefilter("ignore")
     half, full = torch.bfloat16, torch.float32
-    for grid_size, head_dim, dtype, prefix, bias in (
-        ((14, 14), 64, half, 1, False), ((64, 64), 80, half, 5, False), ((7, 7), 32, half, 0, True),
-        ((14, 14), 64, full, 1, False), ((5, 37), 8, half, 16, True),
+    for grid_size, head_dim, dtype, prefix, bias, gaussian in (
+        ((14, 14), 64, half, 1, False, True), ((14, 14), 64, half, 1, False, False),
+        ((64, 64), 80, half, 5, False, True), ((7, 7), 32, half, 0, True, True),
+        ((14, 14), 64, full, 1, False, True), ((5, 37), 8, half, 16, True, False),
     ):  # fmt: skip
         tiles, word = choose_tiles("forward", grid_size, head_dim, dtype), "bf16" if dtype == half else "fp32"
         common = {
             "HEAD_DIM": head_dim, "DEPTH": max(16, 1 << (head_dim - 1).bit_length()), "QUERIES": tiles.queries,
-            "PRECISION": "ieee" if dtype == full else "tf32",
+            "PRECISION": "ieee" if dtype == full else "tf32", "GAUSSIAN": gaussian,
         }  # fmt: skip
         tiled = {**common, "ROWS": tiles.rows, "COLUMNS": tiles.columns, "HAS_BIAS": bias}
         by_query = {**tiled, "EVEN": tiles.fit(grid_size), "PREFIX": 16 if prefix else 0}

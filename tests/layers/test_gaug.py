@@ -22,7 +22,7 @@ def _gaug(grid_size=(5, 7), config=PAPER, head_dim=13):
 
 
 def _bias(gaug, q, grid_size):
-    row, column = gaug(q, grid_size)
+    row, column = gaug(q, grid_size).factors()
     return (row[..., :, None] * column[..., None, :]).flatten(-2)
 
 
@@ -74,7 +74,7 @@ def test_start_values():
 
 def test_identity_start_has_no_bias_and_a_gradient():
     gaug = GAug(64, (5, 7), LocAtConfig(start="identity"))
-    row, _ = gaug(torch.randn(1, 2, 35, 64), (5, 7))
+    row, _ = gaug(torch.randn(1, 2, 35, 64), (5, 7)).factors()
     assert (row == 0).all()
     row.sum().backward()
     assert gaug.log_alpha.weight.grad.abs().max() > 0
@@ -98,15 +98,15 @@ def test_low_precision_queries_are_computed_in_float32(dtype):
     gaug = GAug(64, (5, 7), LocAtConfig())
     q = torch.randn(1, 2, 35, 64).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        row, column = gaug(q, (5, 7))
-    exact_row, exact_column = gaug(q.float(), (5, 7))
+        row, column = gaug(q, (5, 7)).factors()
+    exact_row, exact_column = gaug(q.float(), (5, 7)).factors()
     assert row.dtype == torch.float32
     torch.testing.assert_close(row, exact_row)
     torch.testing.assert_close(column, exact_column)
 
 
 def test_a_grid_of_one_patch():
-    row, column = GAug(8, (1, 1), LocAtConfig())(torch.zeros(1, 1, 1, 8), (1, 1))
+    row, column = GAug(8, (1, 1), LocAtConfig())(torch.zeros(1, 1, 1, 8), (1, 1)).factors()
     assert row.shape == column.shape == (1, 1, 1, 1)
     assert row.isfinite().all()
 
@@ -143,7 +143,7 @@ def test_a_variant_has_the_weights_that_it_predicts_from(config, shapes):
 def test_a_fixed_width_is_that_width():
     """No floor on it; patch 0 is (0, 0), patch 9 of a 5 x 7 grid is (1, 2)."""
     gaug = GAug(13, (5, 7), LocAtConfig(variance=4.0, alpha="none"))
-    row, column = gaug(torch.randn(2, 3, 35, 13), (5, 7))
+    row, column = gaug(torch.randn(2, 3, 35, 13), (5, 7)).factors()
     assert row.shape == (2, 3, 35, 5)
     assert column.shape == (2, 3, 35, 7)
     assert (row[1, 2, 0, 1] * column[1, 2, 0, 2]).item() == pytest.approx(math.exp(-5 / 8))

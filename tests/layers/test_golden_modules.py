@@ -37,7 +37,7 @@ def _queries(golden, dtype):
 
 
 def _padded_bias(gaug, grid_size, prefix, q):
-    row, column = gaug(q, grid_size)
+    row, column = gaug(q, grid_size).factors()
     dense = (row[..., :, None] * column[..., None, :]).flatten(-2)
     return torch.nn.functional.pad(dense, (prefix, 0, prefix, 0))
 

@@ -5,7 +5,7 @@ import torch
 
 import formulas
 from locatvit.errors import LocAtError
-from locatvit.ops import BACKENDS, gaug_attention
+from locatvit.ops import BACKENDS, Gaussian, gaug_attention, gaussian_attention
 from locatvit.ops.attention import Request, choose_backend, pieces, plan
 
 # a different prime for every axis: batch 2, heads 3, head dimension 13, grid 5 x 7 and others
@@ -281,3 +281,52 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch):
     with pytest.raises(LocAtError, match="backend 'never' cannot run here: it is made for no cpu"):
         choose_backend(request, "never")
     assert choose_backend(request).name == "sdpa"
+
+
+def _gaussian_inputs(grid_size, prefix, batch=2):
+    """q, k, v, variance and alpha, of which some is negative, as with the identity start."""
+    patches = grid_size[0] * grid_size[1]
+    qkv = torch.randn(3, batch, 3, patches + prefix, 13, dtype=torch.float64)
+    variance = torch.rand(batch, 3, patches, 2, dtype=torch.float64) * 5 + 0.3
+    alpha = torch.randn(batch, 3, patches, dtype=torch.float64)
+    return [x.detach().requires_grad_() for x in (*qkv.unbind(0), variance, alpha)]
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("clamp", [None, 6.0])
+@pytest.mark.parametrize(("grid_size", "prefix"), SHAPES)
+def test_a_gaussian_in_place_of_factors(backend, clamp, grid_size, prefix):
+    inputs = q, k, v, variance, alpha = _gaussian_inputs(grid_size, prefix)
+    gaussian = Gaussian(variance, alpha, grid_size, clamp)
+    out = gaussian_attention(q, k, v, gaussian, num_prefix_tokens=prefix, backend=backend)
+    cap = float("inf") if clamp is None else clamp
+    expected = formulas.attention(q, k, v, formulas.supplement(variance, alpha, *grid_size, prefix, cap))
+    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-12)
+    cotangent = torch.randn_like(out)
+    grads, wanted = (torch.autograd.grad(x, inputs, cotangent) for x in (out, expected))
+    for got, want in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_one_variance_for_all_patches(backend):
+    q, k, v, _, alpha = _gaussian_inputs((5, 7), 1)
+    variance = torch.tensor([2.0, 3.0], dtype=torch.float64)[None, None, None].requires_grad_()
+    out = gaussian_attention(q, k, v, Gaussian(variance, alpha, (5, 7)), num_prefix_tokens=1, backend=backend)
+    whole = variance.expand(2, 3, 35, 2)
+    expected = formulas.attention(q, k, v, formulas.supplement(whole, alpha, 5, 7, 1))
+    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-12)
+    (got,), (want,) = (torch.autograd.grad(x.square().sum(), (variance,)) for x in (out, expected))
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+def test_a_gaussian_that_does_not_fit_is_refused():
+    q, k, v, variance, alpha = _gaussian_inputs((5, 7), 1)
+    for wrong, message in (
+        (Gaussian(variance[..., :1], alpha, (5, 7)), "variance has shape .* that of rows and that of columns"),
+        (Gaussian(variance[:, :, 1:], alpha, (5, 7)), "variance has shape .* must broadcast to"),
+        (Gaussian(variance, alpha[:, :, 1:], (5, 7)), "alpha has shape .* must be .* one number a patch"),
+        (Gaussian(variance, alpha, (5, 8)), "grid"),
+    ):
+        with pytest.raises(LocAtError, match=message):
+            gaussian_attention(q, k, v, wrong, num_prefix_tokens=1)

@@ -1,6 +1,7 @@
 """The fused kernels: in Triton's interpreter where there is no GPU, compiled where there is one."""
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton, which torch brings on Linux", allow_module_level=True)
 
 from locatvit.errors import LocAtError
+from locatvit.ops import Gaussian
 from locatvit.ops.attention import Request, choose_backend
 from locatvit.ops.attention import triton as fused
 
@@ -77,6 +79,69 @@ def test_forward_and_gradients(grid_size, prefix, head_dim, seed):
     grads = torch.autograd.grad(out, inputs, cotangent)
     for got, want in zip(grads, torch.autograd.grad(truth, exact, cotangent.double()), strict=True):
         _close(got, want, 5e-6)
+
+
+def _gaussian_inputs(grid_size, prefix, head_dim=32, batch=2, dtype=torch.float32):
+    """As ``_inputs`` with variance and alpha in place of factors; alpha has both signs, as with the identity start."""
+    *qkv, _, _ = _inputs(grid_size, prefix, head_dim, batch, dtype)
+    numbers = torch.rand(batch, 3, 3, grid_size[0] * grid_size[1], device=DEVICE)  # a plane a number, as GAug has it
+    variance, alpha = numbers[:, :, :2].mT * 5 + 0.3, numbers[:, :, 2] * 4 - 2
+    return [x.detach().requires_grad_() for x in (*qkv, variance, alpha)]
+
+
+def _gaussian_truth(inputs, grid_size, prefix, clamp=math.inf, attn_bias=None):
+    q, k, v, variance, alpha = exact = [x.detach().double().requires_grad_() for x in inputs]
+    bias = formulas.supplement(variance, alpha, *grid_size, prefix, clamp)
+    return formulas.attention(q, k, v, bias if attn_bias is None else bias + attn_bias), exact
+
+
+def _run_gaussian(inputs, grid_size, prefix, clamp=None, attn_bias=None):
+    q, k, v, variance, alpha = inputs
+    gaussian = Gaussian(variance, alpha, grid_size, clamp)
+    return fused.run_gaussian(q, k, v, gaussian, prefix, attn_bias, q.shape[-1] ** -0.5, 0.0)
+
+
+@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.parametrize("clamp", [None, 6.0])
+@pytest.mark.parametrize(("grid_size", "prefix", "head_dim"), CASES.values(), ids=CASES)
+def test_a_gaussian_evaluated_in_the_kernels(grid_size, prefix, head_dim, clamp):
+    inputs = _gaussian_inputs(grid_size, prefix, head_dim)
+    out = _run_gaussian(inputs, grid_size, prefix, clamp)
+    truth, exact = _gaussian_truth(inputs, grid_size, prefix, math.inf if clamp is None else clamp)
+    _close(out, truth, 1e-6)
+    cotangent = torch.randn_like(out)
+    grads = torch.autograd.grad(out, inputs, cotangent)
+    for got, want in zip(grads, torch.autograd.grad(truth, exact, cotangent.double()), strict=True):
+        _close(got, want, 1e-5)
+
+
+@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.parametrize("shape", [(1, 3), (2, 1)])
+def test_a_gaussian_beside_a_further_bias(shape):
+    inputs = _gaussian_inputs((5, 7), 1, batch=6)
+    attn_bias = torch.randn(*shape, 36, 36, device=DEVICE, requires_grad=True)
+    exact_bias = attn_bias.detach().double().requires_grad_()
+    out = _run_gaussian(inputs, (5, 7), 1, attn_bias=attn_bias)
+    truth, exact = _gaussian_truth(inputs, (5, 7), 1, attn_bias=exact_bias.repeat(6 // shape[0], 1, 1, 1))
+    _close(out, truth, 1e-6)
+    cotangent = torch.randn_like(out)
+    grads = torch.autograd.grad(out, [*inputs, attn_bias], cotangent)
+    for got, want in zip(grads, torch.autograd.grad(truth, [*exact, exact_bias], cotangent.double()), strict=True):
+        _close(got, want, 1e-5)
+
+
+@pytest.mark.usefixtures("_poisoned")
+def test_a_gaussian_of_which_one_variance_serves_all():
+    """What is broadcast has no memory of its own, and one gradient."""
+    q, k, v, _, alpha = _gaussian_inputs((5, 7), 1)
+    variance = torch.tensor([2.0, 3.0], device=DEVICE)[None, None, None].requires_grad_()
+    out = _run_gaussian([q, k, v, variance, alpha], (5, 7), 1)
+    exact = [q, k, v, variance.expand(2, 3, 35, 2), alpha]
+    truth, leaves = _gaussian_truth(exact, (5, 7), 1)
+    _close(out, truth, 1e-6)
+    (got,) = torch.autograd.grad(out.square().sum(), (variance,))
+    (want,) = torch.autograd.grad(truth.square().sum(), (leaves[3],))
+    _close(got, want.sum((0, 1, 2), keepdim=True), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -180,9 +245,22 @@ def test_only_what_needs_a_gradient_gets_one(wanted):
 def test_no_gradient_work_for_what_nobody_needs():
     """The kernels give back nothing of the size of what is not asked for."""
     q, k, v, row, column = (x.detach() for x in _inputs((5, 7), 1))
-    out, log_sum = torch.ops.locatvit.fused_forward(q, k, v, row, column, None, 1, 0.2)
+    out, log_sum = torch.ops.locatvit.fused_forward(q, k, v, row, column, None, [5, 7], 1, 0.2, None)
     grads = torch.ops.locatvit.fused_backward(
-        torch.ones_like(out), q, k, v, row, column, None, out, log_sum, 1, 0.2, [False, False, False, True, True, False]
+        torch.ones_like(out),
+        q,
+        k,
+        v,
+        row,
+        column,
+        None,
+        out,
+        log_sum,
+        [5, 7],
+        1,
+        0.2,
+        None,
+        [False, False, False, True, True, False],
     )
     assert [grad.numel() > 0 for grad in grads] == [False, False, False, True, True, False]
 
@@ -211,12 +289,13 @@ def test_the_registered_ops_keep_their_promises(with_bias):
     """Schema, fake tensors and autograd, by torch's own checks."""
     tensors = [x.detach() for x in _inputs((3, 5), 1)]
     attn_bias = torch.randn(1, 3, 16, 16, device=DEVICE) if with_bias else None
-    arguments = (*tensors, attn_bias, 1, 0.2)
+    settings = [3, 5], 1, 0.2, None
+    arguments = (*tensors, attn_bias, *settings)
     utilities = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.locatvit.fused_forward.default, arguments, test_utils=utilities)
     out, log_sum = torch.ops.locatvit.fused_forward(*arguments)
     for needs in ([True] * 5 + [with_bias], [False] * 3 + [True] * 2 + [False]):
-        arguments = (torch.ones_like(out), *tensors, attn_bias, out, log_sum, 1, 0.2, needs)
+        arguments = (torch.ones_like(out), *tensors, attn_bias, out, log_sum, *settings, needs)
         torch.library.opcheck(torch.ops.locatvit.fused_backward.default, arguments, test_utils=utilities)
 
 
@@ -256,7 +335,7 @@ def test_the_kernels_compile_for_a_gpu():
         capture_output=True, text=True, timeout=600, env={**os.environ, "TRITON_INTERPRET": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("compiled") == 17
+    assert done.stdout.count("compiled") == 20
 
 
 FITTING = {"device_type": "cuda", "dtype": torch.bfloat16, "head_dim": 64, "num_tokens": 36, "num_prefix_tokens": 1}

@@ -14,7 +14,8 @@ from locatvit.errors import LocAtError
 from locatvit.layers import CurrentGrid, GAug
 from locatvit.layers.attention import additive, fixed_layout, refuse_causal
 from locatvit.layers.refine import CurrentMask
-from locatvit.ops.attention import gaug_attention, reference
+from locatvit.ops import Gaussian, gaussian_attention
+from locatvit.ops.attention import reference
 
 IMPLEMENTATION = "locat"
 """The name in the library's registry of attentions."""
@@ -79,30 +80,31 @@ def attend(
     excluded = None if attn_bias is None else attn_bias <= torch.finfo(attn_bias.dtype).min / 2
     if locality.mask is not None:
         locality.mask.record(None if excluded is None else ~excluded)
-    factors, attn_bias = _biases(host, query, key, attn_bias, excluded)
+    gaussian, attn_bias = _biases(host, query, key, attn_bias, excluded)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     first = locality.num_prefix_tokens
-    if factors is None:
+    if gaussian is None:
         out = fixed_layout(
             F.scaled_dot_product_attention(query, key, value, attn_mask=attn_bias, dropout_p=dropout, scale=scaling)
         )
     else:
-        out = gaug_attention(
-            query, key, value, *factors, num_prefix_tokens=first, attn_bias=attn_bias, scale=scaling,
+        out = gaussian_attention(
+            query, key, value, gaussian, num_prefix_tokens=first, attn_bias=attn_bias, scale=scaling,
             dropout_p=dropout, backend=locality.backend,
         )  # fmt: skip
     weights = None
     if kwargs.get("output_attentions") or locality.tells_weights:
+        factors = gaussian.factors() if gaussian else (None, None)
         weights = reference.attention_weights(
-            query, key, *(factors or (None, None)), num_prefix_tokens=first, attn_bias=attn_bias, scale=scaling
+            query, key, *factors, num_prefix_tokens=first, attn_bias=attn_bias, scale=scaling
         )
     return out.transpose(1, 2).contiguous(), weights
 
 
 def _biases(
     host: Any, query: Tensor, key: Tensor, attn_bias: Tensor | None, excluded: Tensor | None
-) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
-    """The factors, if there are any, and the sum of what is dense."""
+) -> tuple[Gaussian | None, Tensor | None]:
+    """The Gaussian, if there is one, and the sum of what is dense."""
     gaug: GAug | None = host.gaug
     if gaug is None:  # a block that config.layers leaves as it was
         return None, attn_bias
@@ -119,7 +121,7 @@ def _biases(
         allowed = allowed[..., first:, :] if allowed.shape[-2] > 1 else allowed
     query, key = query[:, :, first:], key[:, :, first:]
     bias = gaug(query, locality.grid.of(query.shape[2], first), k=key, x=x, allowed=allowed)
-    if isinstance(bias, tuple):
+    if isinstance(bias, Gaussian):
         return bias, attn_bias
     dense = F.pad(bias, (first, 0, first, 0)).to(query.dtype)
     return None, dense if attn_bias is None else dense + attn_bias

@@ -14,7 +14,8 @@ from locatvit.errors import LocAtError
 from locatvit.grid import GridSize
 from locatvit.layers.current_grid import CurrentGrid
 from locatvit.layers.gaug import GAug
-from locatvit.ops.attention import gaug_attention, reference
+from locatvit.ops import Gaussian, gaussian_attention
+from locatvit.ops.attention import reference
 from locatvit.ops.attention.reference import repeated
 
 
@@ -23,14 +24,14 @@ class Terms:
     """What goes into one attention: [B, H, L, K] each of q, k, v, and what is added to the logits.
 
     Attributes:
-        bias: of the patches: two factors, or where the kernel does not separate, [B, H, N, N].
+        bias: of the patches: a ``Gaussian``, or where the kernel does not separate, [B, H, N, N].
         attn_bias: the host's own, or None.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
-    bias: tuple[Tensor, Tensor] | Tensor
+    bias: Gaussian | Tensor
     attn_bias: Tensor | None
 
 
@@ -45,7 +46,7 @@ class LocalityAttention(nn.Module):
         gaug: the bias.
         grid: tells the grid of the present tokens.
         num_prefix_tokens: tokens before the patches.
-        backend: of the op, see ``locatvit.ops.gaug_attention``.
+        backend: of the op, see ``locatvit.ops.gaussian_attention``.
     """
 
     # the host's
@@ -86,9 +87,7 @@ class LocalityAttention(nn.Module):
         attn_bias = additive(attn_mask, q)
         return Terms(q, k, v, self.locality_bias(q, k, x, attn_bias), attn_bias)
 
-    def locality_bias(
-        self, q: Tensor, k: Tensor, x: Tensor, attn_bias: Tensor | None
-    ) -> tuple[Tensor, Tensor] | Tensor:
+    def locality_bias(self, q: Tensor, k: Tensor, x: Tensor, attn_bias: Tensor | None) -> Gaussian | Tensor:
         """GAug's bias of the patches, from normed and not yet rotated queries and keys, and what excludes keys."""
         first = self.num_prefix_tokens
         q, k, x = q[:, :, first:], k[:, :, first:], x[:, first:]
@@ -106,31 +105,31 @@ class LocalityAttention(nn.Module):
     def attention_weights(self, x: Float[Tensor, "B L D"], *args: Any, **kwargs: Any) -> Float[Tensor, "B H L L"]:
         """The exact weights that ``forward`` uses for its arguments, for looking at; dense."""
         terms = self.terms(x, *args, **kwargs)
-        factors, attn_bias = self._split(terms)
+        gaussian, attn_bias = self._split(terms)
         return reference.attention_weights(
-            terms.q, terms.k, *(factors or (None, None)),
+            terms.q, terms.k, *(gaussian.factors() if gaussian else (None, None)),
             num_prefix_tokens=self.num_prefix_tokens, attn_bias=attn_bias,
         )  # fmt: skip
 
     def _attend(self, terms: Terms) -> Float[Tensor, "B H L K"]:
-        factors, attn_bias = self._split(terms)
+        gaussian, attn_bias = self._split(terms)
         dropout_p = self.attn_drop.p if self.training else 0.0
-        if factors is None:
+        if gaussian is None:
             assert attn_bias is not None
             return fixed_layout(
                 F.scaled_dot_product_attention(
                     terms.q, terms.k, terms.v, attn_mask=attn_bias.to(terms.q.dtype), dropout_p=dropout_p
                 )
             )
-        return gaug_attention(
-            terms.q, terms.k, terms.v, *factors,
+        return gaussian_attention(
+            terms.q, terms.k, terms.v, gaussian,
             num_prefix_tokens=self.num_prefix_tokens, attn_bias=attn_bias,
             dropout_p=dropout_p, backend=self.backend,
         )  # fmt: skip
 
-    def _split(self, terms: Terms) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
-        """The factors, if there are any, and the sum of what is dense."""
-        if isinstance(terms.bias, tuple):
+    def _split(self, terms: Terms) -> tuple[Gaussian | None, Tensor | None]:
+        """The Gaussian, if there is one, and the sum of what is dense."""
+        if isinstance(terms.bias, Gaussian):
             return terms.bias, terms.attn_bias
         dense = F.pad(terms.bias, (self.num_prefix_tokens, 0, self.num_prefix_tokens, 0))
         return None, dense if terms.attn_bias is None else dense + repeated(terms.attn_bias, dense.shape[0])

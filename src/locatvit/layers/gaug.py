@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from locatvit.config import LocAtConfig
 from locatvit.grid import GridSize
-from locatvit.ops.distance import KERNELS
+from locatvit.ops.distance import KERNELS, Gaussian
 
 # The exponent -1/2 D / variance of the furthest patch must fit float16 (details of the authors' code, section 1).
 _FLOAT16_EXPONENT = 32_500.0
@@ -91,8 +91,8 @@ class GAug(nn.Module):
         k: Float[Tensor, "B H N K"] | None = None,
         x: Float[Tensor, "B N D"] | None = None,
         allowed: Bool[Tensor, ...] | None = None,
-    ) -> tuple[Float[Tensor, "B H N h"], Float[Tensor, "B H N w"]] | Float[Tensor, "B H N N"]:
-        """alpha times G (Eqs. 8-10): its two factors, or where the kernel does not separate, itself.
+    ) -> Gaussian | Float[Tensor, "B H N N"]:
+        """alpha times G (Eqs. 8-10): as the numbers that make it, or where the kernel does not separate, itself.
 
         In at least float32.
 
@@ -107,16 +107,11 @@ class GAug(nn.Module):
             variance, alpha = self.variance_and_alpha(q, grid_size, k=k, x=x, allowed=allowed)
             if self.log_var is not None and self.variance_floor:
                 variance = variance + self.variance_floor
-            if self.kernel.factors is None:
-                assert self.kernel.values is not None
+            if self.kernel.values is not None:
                 values = self.kernel.values(variance, grid_size, distance_clamp=self.distance_clamp)
                 return alpha[..., None] * values
-            if self.num_widths < self.kernel.num_widths:
-                variance = variance.expand(*variance.shape[:-1], self.kernel.num_widths)
-            row_factor, column_factor = self.kernel.factors(variance, grid_size, distance_clamp=self.distance_clamp)
-            if self.log_var is None:  # one table for all heads and images
-                column_factor = column_factor.expand(*q.shape[:-1], -1)
-            return row_factor * alpha[..., None], column_factor
+            variance = variance.expand(*variance.shape[:-1], self.kernel.num_widths)
+            return Gaussian(variance, alpha, grid_size, self.distance_clamp)
 
     def variance_and_alpha(
         self,

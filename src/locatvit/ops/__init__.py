@@ -1,6 +1,6 @@
 """Functions on tensors."""
 
-from locatvit.ops.attention import BACKENDS, gaug_attention
-from locatvit.ops.distance import gaussian_factors
+from locatvit.ops.attention import BACKENDS, gaug_attention, gaussian_attention
+from locatvit.ops.distance import Gaussian, gaussian_factors
 
-__all__ = ["BACKENDS", "gaug_attention", "gaussian_factors"]
+__all__ = ["BACKENDS", "Gaussian", "gaug_attention", "gaussian_attention", "gaussian_factors"]

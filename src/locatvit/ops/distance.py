@@ -39,6 +39,30 @@ def gaussian_factors(
     return row_factor, column_factor
 
 
+@dataclass(frozen=True)
+class Gaussian:
+    """alpha times the Gaussian kernel, three numbers a patch: the locality bias before it is spread over keys (Eq. 10).
+
+    Attributes:
+        variance: per patch and axis (row, column), in patches², > 0; [B, H, N, 2] or what broadcasts to it.
+        alpha: strength of each patch, [B, H, N].
+        grid_size: (h, w), h * w = N.
+        distance_clamp: cap of each axis' squared distance, in patches², or None for Eq. 8 as printed.
+    """
+
+    variance: Tensor
+    alpha: Tensor
+    grid_size: GridSize
+    distance_clamp: float | None = None
+
+    def factors(self) -> tuple[Float[Tensor, "B H N h"], Float[Tensor, "B H N w"]]:
+        """Its two factors, alpha in the first."""
+        row_factor, column_factor = gaussian_factors(self.variance, self.grid_size, distance_clamp=self.distance_clamp)
+        alpha = self.alpha[..., None]
+        # a variance that is the same everywhere has one table for all heads and images
+        return row_factor * alpha, column_factor.expand(*alpha.shape[:-1], -1)
+
+
 def laplace(
     width: Float[Tensor, "*B N 1"], grid_size: GridSize, *, distance_clamp: float | None = None
 ) -> Float[Tensor, "*B N N"]:
@@ -66,18 +90,16 @@ class DistanceKernel:
     Attributes:
         num_widths: widths a patch has: 2, for rows and columns apart, or 1.
         width_exponent: the width's unit is patches to this power.
-        factors: its two factors, where it separates: widths to [*B, N, h] and [*B, N, w].
-        values: itself, where it does not: widths to [*B, N, N].
+        values: itself, where it does not separate: widths to [*B, N, N]. None for the Gaussian, see ``Gaussian``.
     """
 
     num_widths: int
     width_exponent: int
-    factors: Callable[..., tuple[Tensor, Tensor]] | None = None
     values: Callable[..., Tensor] | None = None
 
 
 KERNELS: dict[str, DistanceKernel] = {
-    "gaussian": DistanceKernel(num_widths=2, width_exponent=2, factors=gaussian_factors),
+    "gaussian": DistanceKernel(num_widths=2, width_exponent=2),
     "laplace": DistanceKernel(num_widths=1, width_exponent=1, values=laplace),
     "inverse_distance": DistanceKernel(num_widths=1, width_exponent=1, values=inverse_distance),
 }

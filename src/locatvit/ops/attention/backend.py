@@ -12,20 +12,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from locatvit.errors import LocAtError, near_matches
-from locatvit.grid import check_grid
+from locatvit.grid import GridSize, check_grid
 from locatvit.ops.attention import flex, reference, sdpa, triton
 from locatvit.ops.attention.request import Request
+from locatvit.ops.distance import Gaussian
 
 _log = logging.getLogger("locatvit")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation: ``why_not`` gives the reason for which it cannot serve a request, or None."""
+    """One implementation.
+
+    Attributes:
+        why_not: gives the reason for which it cannot serve a request, or None.
+        run: with the two factors of the bias.
+        run_gaussian: with a ``Gaussian`` in their place; None where its factors are made first.
+    """
 
     name: str
     why_not: Callable[[Request], str | None]
     run: Callable[..., Tensor]
+    run_gaussian: Callable[..., Tensor] | None = None
 
 
 def _always(request: Request) -> None:
@@ -35,7 +43,7 @@ def _always(request: Request) -> None:
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("triton", triton.why_not, triton.run),
+        Backend("triton", triton.why_not, triton.run, triton.run_gaussian),
         Backend("sdpa", _always, sdpa.run),
         Backend("flex", flex.why_not, flex.run),
         Backend("reference", _always, reference.run),
@@ -78,24 +86,49 @@ def gaug_attention(
     """
     grid_size = (row_factor.shape[-1], column_factor.shape[-1])
     _check_tokens(q, k, v)
-    if not 0 <= dropout_p < 1:
-        raise LocAtError(f"dropout_p is {dropout_p}; it must be a probability in [0, 1)")
-    _check_factors(q, row_factor, column_factor, num_prefix_tokens)
-    check_grid(grid_size, q.shape[-2] - num_prefix_tokens, num_prefix_tokens)
-    if attn_bias is not None:
-        _check_bias(q, attn_bias)
-        attn_bias = attn_bias[(None,) * (4 - attn_bias.ndim)]
-    tensors = (q, k, v, row_factor, column_factor, attn_bias)
-    request = Request(
-        q.device.type, v.dtype, q.shape[-1], q.shape[-2], num_prefix_tokens, grid_size,
-        attn_bias_shape=None if attn_bias is None else tuple(attn_bias.shape),
-        attn_bias_needs_grad=attn_bias is not None and attn_bias.requires_grad and torch.is_grad_enabled(),
-        dropout_p=dropout_p,
-        needs_grad=torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors),
-    )  # fmt: skip
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    for name, factor in (("row_factor", row_factor), ("column_factor", column_factor)):
+        _check_patches(name, factor, q, num_prefix_tokens, "and one axis of the grid: a factor a patch")
+    attn_bias, scale = _checked(q, attn_bias, scale, dropout_p, grid_size, num_prefix_tokens)
+    request = _request(q, k, v, row_factor, column_factor, attn_bias, grid_size, num_prefix_tokens, dropout_p)
     chosen = choose_backend(request, backend)
     return chosen.run(q, k, v, row_factor, column_factor, num_prefix_tokens, attn_bias, scale, dropout_p)
+
+
+def gaussian_attention(
+    q: Float[Tensor, "B H L K"],
+    k: Float[Tensor, "B H L K"],
+    v: Float[Tensor, "B H L K"],
+    gaussian: Gaussian,
+    *,
+    num_prefix_tokens: int,
+    attn_bias: Float[Tensor, ...] | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    backend: str = "auto",
+) -> Float[Tensor, "B H L K"]:
+    """``gaug_attention`` with the paper's own bias (Eqs. 8, 10), three numbers a patch in place of two factors.
+
+        logits[p, t] = q_p · k_t · scale + alpha_p exp(-1/2 (D_pt,row / var_p,row + D_pt,col / var_p,col))
+
+    A backend that can evaluates the exponentials inside its kernel, and no factor is ever in memory. Gradients reach
+    variance and alpha too.
+
+    Args:
+        gaussian: of the patches; the other arguments are those of ``gaug_attention``.
+
+    Raises:
+        LocAtError: as ``gaug_attention``.
+    """
+    _check_tokens(q, k, v)
+    variance, alpha, grid_size = gaussian.variance, gaussian.alpha, gaussian.grid_size
+    _check_variance(variance, q, num_prefix_tokens)
+    _check_patches("alpha", alpha[..., None], q, num_prefix_tokens, "without the last: one number a patch")
+    attn_bias, scale = _checked(q, attn_bias, scale, dropout_p, grid_size, num_prefix_tokens)
+    request = _request(q, k, v, variance, alpha, attn_bias, grid_size, num_prefix_tokens, dropout_p)
+    chosen = choose_backend(request, backend)
+    if chosen.run_gaussian is not None:
+        return chosen.run_gaussian(q, k, v, gaussian, num_prefix_tokens, attn_bias, scale, dropout_p)
+    return chosen.run(q, k, v, *gaussian.factors(), num_prefix_tokens, attn_bias, scale, dropout_p)
 
 
 def choose_backend(request: Request, name: str = "auto") -> Backend:
@@ -128,14 +161,63 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
-def _check_factors(q: Tensor, row_factor: Tensor, column_factor: Tensor, num_prefix_tokens: int) -> None:
+def _checked(
+    q: Tensor,
+    attn_bias: Tensor | None,
+    scale: float | None,
+    dropout_p: float,
+    grid_size: GridSize,
+    num_prefix_tokens: int,
+) -> tuple[Tensor | None, float]:
+    """attn_bias with four dimensions, and the scale; raises where something does not fit."""
+    if not 0 <= dropout_p < 1:
+        raise LocAtError(f"dropout_p is {dropout_p}; it must be a probability in [0, 1)")
+    check_grid(grid_size, q.shape[-2] - num_prefix_tokens, num_prefix_tokens)
+    if attn_bias is not None:
+        _check_bias(q, attn_bias)
+        attn_bias = attn_bias[(None,) * (4 - attn_bias.ndim)]
+    return attn_bias, q.shape[-1] ** -0.5 if scale is None else scale
+
+
+def _request(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    first: Tensor,
+    second: Tensor,
+    attn_bias: Tensor | None,
+    grid_size: GridSize,
+    num_prefix_tokens: int,
+    dropout_p: float,
+) -> Request:
+    """What the backends are asked; ``first`` and ``second`` make the locality bias."""
+    is_training = torch.is_grad_enabled()
+    return Request(
+        q.device.type, v.dtype, q.shape[-1], q.shape[-2], num_prefix_tokens, grid_size,
+        attn_bias_shape=None if attn_bias is None else tuple(attn_bias.shape),
+        attn_bias_needs_grad=is_training and attn_bias is not None and attn_bias.requires_grad,
+        dropout_p=dropout_p,
+        needs_grad=is_training and any(x is not None and x.requires_grad for x in (q, k, v, first, second, attn_bias)),
+    )  # fmt: skip
+
+
+def _check_patches(name: str, tensor: Tensor, q: Tensor, num_prefix_tokens: int, rule: str) -> None:
     expected = (*q.shape[:-2], q.shape[-2] - num_prefix_tokens)
-    for name, factor in (("row_factor", row_factor), ("column_factor", column_factor)):
-        if factor.shape[:-1] != expected:
-            raise LocAtError(
-                f"{name} has shape {tuple(factor.shape)} but q has {tuple(q.shape)} and {num_prefix_tokens} prefix "
-                f"tokens; it must be {expected} and one axis of the grid: a factor a patch, none for prefix tokens"
-            )
+    if tensor.shape[:-1] != expected:
+        raise LocAtError(
+            f"{name} has shape {tuple(tensor.shape)} but q has {tuple(q.shape)} and {num_prefix_tokens} prefix "
+            f"tokens; it must be {expected} {rule}, none for prefix tokens"
+        )
+
+
+def _check_variance(variance: Tensor, q: Tensor, num_prefix_tokens: int) -> None:
+    expected = (*q.shape[:-2], q.shape[-2] - num_prefix_tokens, 2)
+    fits = all(size in (1, whole) for size, whole in zip(variance.shape, expected, strict=False))
+    if variance.ndim != 4 or variance.shape[-1] != 2 or not fits:
+        raise LocAtError(
+            f"variance has shape {tuple(variance.shape)}; it must broadcast to {expected}: of each patch that of rows "
+            "and that of columns, none for prefix tokens"
+        )
 
 
 def _check_bias(q: Tensor, attn_bias: Tensor) -> None:

@@ -2,19 +2,25 @@
 
 Order of this file: when it can run, tiles, host forward, host backward, registration, autograd, the backend. The
 kernels are in ``triton_kernels.py``, the mathematics in README.md.
+
+Of both forms of the bias: ``row`` and ``column`` are its two factors; or, where there is a ``clamp``, the variance
+[B, H, N, 2] and alpha [B, H, N] of a Gaussian, whose exponentials the kernels evaluate. The clamp is the largest
+squared distance, infinite where there is none.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from locatvit.ops.attention.request import Request, empty_like_tokens
+from locatvit.ops.distance import Gaussian
 
 MAX_HEAD_DIM = 128
 MAX_PREFIX_TOKENS = 16
@@ -55,12 +61,12 @@ class Tiles(NamedTuple):
     num_stages: int = 2
     """Tiles that are on their way from memory at a time."""
 
-    def fit(self, grid_size: tuple[int, int]) -> bool:
+    def fit(self, grid_size: Sequence[int]) -> bool:
         """Whether blocks of keys fill the grid to its edges."""
         return grid_size[0] % self.rows == 0 and grid_size[1] % self.columns == 0
 
 
-def choose_tiles(kernel: str, grid_size: tuple[int, int], head_dim: int, dtype: torch.dtype) -> Tiles:
+def choose_tiles(kernel: str, grid_size: Sequence[int], head_dim: int, dtype: torch.dtype) -> Tiles:
     """Blocks of the grid with little padding, and not too small: work grows with what is padded.
 
     Sizes and stages are the fastest of those tried on an H200, for grids of 14 and 32 and heads of 64 in bfloat16.
@@ -94,8 +100,10 @@ def forward(
     row: Tensor,
     column: Tensor,
     attn_bias: Tensor | None,
+    grid_size: list[int],
     num_prefix_tokens: int,
     scale: float,
+    clamp: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Output [B, H, L, K] and log2 of the softmax's sum [B, H, L]."""
     from locatvit.ops.attention import triton_kernels  # here: triton takes a third of a second to import
@@ -103,14 +111,13 @@ def forward(
     q, k, v = (_unit_stride(tensor) for tensor in (q, k, v))
     batch, num_heads, num_tokens, head_dim = q.shape
     out, log_sum = empty_like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-    grid_size = (row.shape[-1], column.shape[-1])
     tiles = choose_tiles("forward", grid_size, head_dim, q.dtype)
     num_tiles = _ceil_div(num_tokens, tiles.queries)
     triton_kernels.forward[(batch * num_heads * num_tiles,)](
-        q, k, v, row, column, attn_bias, out, log_sum, scale,
-        *_strides(q, k, v), *row.stride(), *column.stride(), *_bias_strides(attn_bias, q),
-        *_sizes(q, row, column, num_prefix_tokens, attn_bias), num_tiles,
-        **_constants(q, tiles, attn_bias), EVEN=tiles.fit(grid_size),
+        q, k, v, row, column, attn_bias, out, log_sum, scale, _limit(clamp),
+        *_strides(q, k, v), *_four_strides(row), *_four_strides(column), *_bias_strides(attn_bias),
+        *_sizes(q, grid_size, num_prefix_tokens, attn_bias), num_tiles,
+        **_constants(q, tiles, attn_bias, clamp), EVEN=tiles.fit(grid_size),
         PREFIX=MAX_PREFIX_TOKENS if num_prefix_tokens else 0,
     )  # fmt: skip
     return out, log_sum
@@ -126,8 +133,10 @@ def backward(
     attn_bias: Tensor | None,
     out: Tensor,
     log_sum: Tensor,
+    grid_size: list[int],
     num_prefix_tokens: int,
     scale: float,
+    clamp: float | None,
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of q, k, v, row, column and attn_bias; those that nobody ``needs`` are empty and cost nothing."""
@@ -136,17 +145,18 @@ def backward(
     q, k, v, grad_out = (_unit_stride(tensor) for tensor in (q, k, v, grad_out))
     needs_q, needs_keys, needs_factors, needs_bias = needs[0], needs[1] or needs[2], needs[3] or needs[4], needs[5]
     batch, num_heads, num_tokens, head_dim = q.shape
-    pairs, grid_size = batch * num_heads, (row.shape[-1], column.shape[-1])
+    pairs, limit = batch * num_heads, _limit(clamp)
     tiles = choose_tiles("backward_queries", grid_size, head_dim, q.dtype)
-    strides = (*_strides(q, k, v), *row.stride(), *column.stride(), *_bias_strides(attn_bias, q), *_strides(grad_out))
-    sizes = _sizes(q, row, column, num_prefix_tokens, attn_bias)
+    of_bias = (*_four_strides(row), *_four_strides(column), *_bias_strides(attn_bias))
+    strides = (*_strides(q, k, v), *of_bias, *_strides(grad_out))
+    sizes = _sizes(q, grid_size, num_prefix_tokens, attn_bias)
     grad_q, grad_k, grad_v, grad_row, grad_column = _empty_gradients(q, row, column, needs)
     delta = torch.empty_like(log_sum)
     num_tiles = _ceil_div(num_tokens, tiles.queries)
     triton_kernels.backward_queries[(pairs * num_tiles,)](
-        q, k, v, row, column, attn_bias, out, grad_out, log_sum, delta, grad_q, grad_row, grad_column, scale,
+        q, k, v, row, column, attn_bias, out, grad_out, log_sum, delta, grad_q, grad_row, grad_column, scale, limit,
         *strides, *sizes, num_tiles,
-        **_constants(q, tiles, attn_bias), EVEN=tiles.fit(grid_size),
+        **_constants(q, tiles, attn_bias, clamp), EVEN=tiles.fit(grid_size),
         PREFIX=MAX_PREFIX_TOKENS if num_prefix_tokens else 0, NEEDS_Q=needs_q, NEEDS_FACTORS=needs_factors,
     )  # fmt: skip
     if needs_keys:
@@ -154,14 +164,27 @@ def backward(
         blocks = _ceil_div(grid_size[0], tiles.rows) * _ceil_div(grid_size[1], tiles.columns)
         num_tiles = blocks + (num_prefix_tokens > 0)
         triton_kernels.backward_keys[(pairs * num_tiles,)](
-            q, k, v, row, column, attn_bias, grad_out, log_sum, delta, grad_k, grad_v, scale,
-            *strides, *sizes, num_tiles, **_constants(q, tiles, attn_bias), HAS_PREFIX=num_prefix_tokens > 0,
+            q, k, v, row, column, attn_bias, grad_out, log_sum, delta, grad_k, grad_v, scale, limit,
+            *strides, *sizes, num_tiles, **_constants(q, tiles, attn_bias, clamp), HAS_PREFIX=num_prefix_tokens > 0,
         )  # fmt: skip
     grad_bias = row.new_empty(0)
     if needs_bias:
         assert attn_bias is not None
         grad_bias = _grad_of_bias(
-            q, k, v, row, column, attn_bias, grad_out, log_sum, delta, num_prefix_tokens, scale, strides
+            q,
+            k,
+            v,
+            row,
+            column,
+            attn_bias,
+            grad_out,
+            log_sum,
+            delta,
+            grid_size,
+            num_prefix_tokens,
+            scale,
+            clamp,
+            strides,
         )
     return [grad_q, grad_k, grad_v, grad_row, grad_column, grad_bias]
 
@@ -176,8 +199,10 @@ def _grad_of_bias(
     grad_out: Tensor,
     log_sum: Tensor,
     delta: Tensor,
+    grid_size: list[int],
     num_prefix_tokens: int,
     scale: float,
+    clamp: float | None,
     strides: tuple[int, ...],
 ) -> Tensor:
     from locatvit.ops.attention import triton_kernels
@@ -191,9 +216,10 @@ def _grad_of_bias(
     parts = min(_ceil_div(_BUSY, programs), batch // period)
     grad = attn_bias.new_empty((parts, *attn_bias.shape), dtype=torch.float32)
     triton_kernels.backward_bias[(programs * parts,)](
-        q, k, v, row, column, attn_bias, grad_out, log_sum, delta, grad, scale, *strides,
-        batch, num_heads, num_tokens, num_prefix_tokens, column.shape[-1], period, bias_heads, num_tiles, parts,
-        HEAD_DIM=head_dim, DEPTH=_depth(head_dim), QUERIES=side, KEYS=side, PRECISION=_precision(q),
+        q, k, v, row, column, attn_bias, grad_out, log_sum, delta, grad, scale, _limit(clamp), *strides,
+        batch, num_heads, num_tokens, num_prefix_tokens, grid_size[1], period, bias_heads, num_tiles, parts,
+        HEAD_DIM=head_dim, DEPTH=_depth(head_dim), QUERIES=side, KEYS=side, GAUSSIAN=clamp is not None,
+        PRECISION=_precision(q),
     )  # fmt: skip
     return grad.sum(0).to(attn_bias.dtype)
 
@@ -222,23 +248,33 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
 
 
-def _bias_strides(attn_bias: Tensor | None, q: Tensor) -> tuple[int, ...]:
+def _four_strides(tensor: Tensor) -> tuple[int, ...]:
+    """Of a factor, of a variance, or of alpha, which has no last axis."""
+    return tensor.stride() if tensor.ndim == 4 else (*tensor.stride(), 0)
+
+
+def _bias_strides(attn_bias: Tensor | None) -> tuple[int, ...]:
     """With 0 for what is broadcast; the first one counts images within its period."""
     if attn_bias is None:
         return 0, 0, 0, 0
     return tuple(0 if size == 1 else stride for size, stride in zip(attn_bias.shape, attn_bias.stride(), strict=True))
 
 
-def _sizes(q: Tensor, row: Tensor, column: Tensor, num_prefix_tokens: int, attn_bias: Tensor | None) -> tuple[int, ...]:
+def _sizes(q: Tensor, grid_size: list[int], num_prefix_tokens: int, attn_bias: Tensor | None) -> tuple[int, ...]:
     period = 1 if attn_bias is None else attn_bias.shape[0]
-    return q.shape[1], q.shape[2], num_prefix_tokens, row.shape[-1], column.shape[-1], period
+    return q.shape[1], q.shape[2], num_prefix_tokens, *grid_size, period
 
 
-def _constants(q: Tensor, tiles: Tiles, attn_bias: Tensor | None) -> dict[str, Any]:
+def _limit(clamp: float | None) -> float:
+    """As a number that the kernels get in any case."""
+    return 0.0 if clamp is None else clamp
+
+
+def _constants(q: Tensor, tiles: Tiles, attn_bias: Tensor | None, clamp: float | None) -> dict[str, Any]:
     return {
         "HEAD_DIM": q.shape[-1], "DEPTH": _depth(q.shape[-1]),
         "QUERIES": tiles.queries, "ROWS": tiles.rows, "COLUMNS": tiles.columns,
-        "HAS_BIAS": attn_bias is not None, "PRECISION": _precision(q),
+        "HAS_BIAS": attn_bias is not None, "GAUSSIAN": clamp is not None, "PRECISION": _precision(q),
         "num_warps": tiles.num_warps, "num_stages": tiles.num_stages,
     }  # fmt: skip
 
@@ -260,11 +296,11 @@ def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor row, Tensor column, Tensor? attn_bias"
+_SETTINGS = "int[] grid_size, int num_prefix_tokens, float scale, float? clamp"
 _library = torch.library.Library("locatvit", "FRAGMENT")
-_library.define(f"fused_forward({_TENSORS}, int num_prefix_tokens, float scale) -> (Tensor, Tensor)")
+_library.define(f"fused_forward({_TENSORS}, {_SETTINGS}) -> (Tensor, Tensor)")
 _library.define(
-    f"fused_backward(Tensor grad_out, {_TENSORS}, Tensor out, Tensor log_sum, int num_prefix_tokens, float scale, "
-    "bool[] needs) -> Tensor[]"
+    f"fused_backward(Tensor grad_out, {_TENSORS}, Tensor out, Tensor log_sum, {_SETTINGS}, bool[] needs) -> Tensor[]"
 )
 for _device in ("CUDA", "CPU"):  # on a CPU it runs in Triton's interpreter alone
     _library.impl("fused_forward", _on_its_device(forward), _device)
@@ -290,18 +326,18 @@ class FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *tensors, num_prefix_tokens, scale = arguments
+        *tensors, grid_size, num_prefix_tokens, scale, clamp = arguments
         out, log_sum = torch.ops.locatvit.fused_forward(*arguments)
         ctx.save_for_backward(*tensors, out, log_sum)
-        ctx.num_prefix_tokens, ctx.scale = num_prefix_tokens, scale
+        ctx.settings = grid_size, num_prefix_tokens, scale, clamp
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         needs = list(ctx.needs_input_grad[:6])
-        grads = torch.ops.locatvit.fused_backward(grad_out, *ctx.saved_tensors, ctx.num_prefix_tokens, ctx.scale, needs)
-        return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None)
+        grads = torch.ops.locatvit.fused_backward(grad_out, *ctx.saved_tensors, *ctx.settings, needs)
+        return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 4)
 
 
 def run(
@@ -316,7 +352,29 @@ def run(
     dropout_p: float,
 ) -> Tensor:
     """Z = softmax(q kᵀ · scale + S + attn_bias) v (Eq. 4)."""
+    grid_size = (row_factor.shape[-1], column_factor.shape[-1])
+    return _attend(q, k, v, row_factor, column_factor, attn_bias, grid_size, num_prefix_tokens, scale, None)
+
+
+def run_gaussian(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gaussian: Gaussian,
+    num_prefix_tokens: int,
+    attn_bias: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """The same with S from its variance and alpha: the exponentials are evaluated in the kernels."""
+    patches = (*q.shape[:2], q.shape[2] - num_prefix_tokens)
+    clamp = math.inf if gaussian.distance_clamp is None else gaussian.distance_clamp
+    return _attend(
+        q, k, v, gaussian.variance.expand(*patches, 2), gaussian.alpha.expand(patches), attn_bias,
+        gaussian.grid_size, num_prefix_tokens, scale, clamp,
+    )  # fmt: skip
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor, *rest: Any) -> Tensor:
     # under autocast a norm of q and k leaves them in float32
-    q, k = q.to(v.dtype), k.to(v.dtype)
-    row_factor, column_factor = row_factor.float(), column_factor.float()
-    return FusedAttention.apply(q, k, v, row_factor, column_factor, attn_bias, num_prefix_tokens, scale)
+    return FusedAttention.apply(q.to(v.dtype), k.to(v.dtype), v, row.float(), column.float(), *rest)

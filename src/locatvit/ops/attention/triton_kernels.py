@@ -3,7 +3,10 @@
 Logits are in units of log 2, so that exp2 serves. A tile of keys is a block of the grid, ``ROWS`` x ``COLUMNS``
 patches: one row factor belongs to each of its rows, and the column factors of a tile of queries stay in registers while
 the rows of the grid pass. That is one multiply-add a logit. Prefix keys are a tile of their own; prefix queries need
-nothing, their factors are read as zero. Every gradient is written once, by one program: no atomics.
+nothing, their factors are zero. Every gradient is written once, by one program: no atomics.
+
+With ``GAUSSIAN`` the factors are made here, of three numbers a query: ``row`` is then the variance [B, H, N, 2] and
+``column`` alpha [B, H, N], strides and gradients alike, and ``clamp`` the largest squared distance.
 
 Abbreviations of strides: of q, k, v, row, column, bias, and the output's gradient g, over b(atch), h(eads), l (tokens)
 or n (patches), i (rows), j (columns), m (queries).
@@ -61,6 +64,35 @@ def _row_factors(
 
 
 @triton.jit
+def _gaussian(variance, alpha, patches, is_patch, width, vn, va, an):
+    """Of each query: its row and column; what its squared distances to rows and to columns are multiplied by, for exp2;
+    alpha, which is 0 for a prefix token."""
+    place = variance + patches * vn
+    to_rows = (-0.5 * _LOG2_E) / tl.load(place, mask=is_patch, other=1.0)
+    to_columns = (-0.5 * _LOG2_E) / tl.load(place + va, mask=is_patch, other=1.0)
+    alphas = tl.load(alpha + patches * an, mask=is_patch, other=0.0)
+    return (patches // width).to(tl.float32), (patches % width).to(tl.float32), to_rows, to_columns, alphas
+
+
+@triton.jit
+def _squared(distance, clamp):
+    return tl.minimum(distance * distance, clamp)
+
+
+@triton.jit
+def _gaussian_rows(own_row, to_rows, clamp, first, row_in_tile, ROWS: tl.constexpr):
+    """[queries, keys]: of each query, the factor of each key's row, and that times the squared distance."""
+    factor, moment = tl.zeros([1, 1], tl.float32), tl.zeros([1, 1], tl.float32)
+    for i in tl.static_range(ROWS):
+        squared = _squared(own_row - (first + i), clamp)
+        this = tl.exp2(to_rows * squared)
+        is_below = row_in_tile[None, :] >= i
+        factor = tl.where(is_below, this[:, None], factor)
+        moment = tl.where(is_below, (this * squared)[:, None], moment)
+    return factor, moment
+
+
+@triton.jit
 def _added(pointer, queries, keys, stride_m, stride_n, inside):
     """attn_bias of a tile, in units of log 2."""
     place = pointer + queries[:, None] * stride_m + keys[None, :] * stride_n
@@ -81,11 +113,12 @@ def _accumulate(logits, v, peak, total, out, PRECISION: tl.constexpr):
 
 @triton.jit
 def forward(
-    q, k, v, row, column, bias, out, log_sum, scale,
+    q, k, v, row, column, bias, out, log_sum, scale, clamp,
     qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn,
     num_heads, num_tokens, num_prefix, height, width, period, num_tiles,
     HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    EVEN: tl.constexpr, PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN: tl.constexpr, PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, GAUSSIAN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Output and log2 of the softmax's sum, of one tile of queries."""
     pair = (tl.program_id(0) // num_tiles).to(tl.int64)
@@ -116,18 +149,27 @@ def forward(
         peak, total, out_tile = _accumulate(to_prefix, v_prefix, peak, total, out_tile, PRECISION)
     in_tile = tl.arange(0, ROWS * COLUMNS)
     row_in_tile, column_in_tile = in_tile // COLUMNS, in_tile % COLUMNS
+    if GAUSSIAN:
+        own_row, own_column, to_rows, to_columns, alphas = _gaussian(row, column, patches, is_patch, width, rn, ri, cn)
     for first_column in range(0, width, COLUMNS):
         columns = first_column + column_in_tile
-        inside = is_patch[:, None] & (columns < width)[None, :]
-        column_factor = tl.load(column + patches[:, None] * cn + columns[None, :] * cj, mask=inside, other=0.0)
-        column_factor = column_factor * _LOG2_E
+        if GAUSSIAN:
+            squared = _squared(own_column[:, None] - columns[None, :], clamp)
+            column_factor = tl.exp2(to_columns[:, None] * squared) * (alphas * _LOG2_E)[:, None]
+        else:
+            inside = is_patch[:, None] & (columns < width)[None, :]
+            column_factor = tl.load(column + patches[:, None] * cn + columns[None, :] * cj, mask=inside, other=0.0)
+            column_factor = column_factor * _LOG2_E
         for first_row in range(0, height, ROWS):
             rows = first_row + row_in_tile
             valid = (rows < height) & (columns < width)
             keys = num_prefix + rows * width + columns
             k_tile = _tokens(k, keys, kl, valid, HEAD_DIM, DEPTH, EVEN)
             logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
-            row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS, EVEN)
+            if GAUSSIAN:
+                row_factor, _ = _gaussian_rows(own_row, to_rows, clamp, first_row, row_in_tile, ROWS)
+            else:
+                row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS, EVEN)
             logits += row_factor * column_factor
             if HAS_BIAS:
                 logits += _added(bias, queries, keys, bm, bn, is_query[:, None] & valid[None, :])
@@ -156,16 +198,17 @@ def _grad_logits(logits, log_sum, grad_out, v, delta, valid, ALL: tl.constexpr, 
 
 @triton.jit
 def backward_queries(
-    q, k, v, row, column, bias, out, grad_out, log_sum, delta, grad_q, grad_row, grad_column, scale,
+    q, k, v, row, column, bias, out, grad_out, log_sum, delta, grad_q, grad_row, grad_column, scale, clamp,
     qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn, gb, gh, gl,
     num_heads, num_tokens, num_prefix, height, width, period, num_tiles,
     HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    EVEN: tl.constexpr, PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
-    NEEDS_Q: tl.constexpr, NEEDS_FACTORS: tl.constexpr,
+    EVEN: tl.constexpr, PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, GAUSSIAN: tl.constexpr,
+    PRECISION: tl.constexpr, NEEDS_Q: tl.constexpr, NEEDS_FACTORS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of queries and of its factors, and delta = sum(out * grad_out), which the keys need.
 
     A row factor's gradient is a sum over a row of the grid, a column factor's grows in registers; each is written once.
+    Those of variance and alpha are sums over all keys of d logits * G, times the squared distances or not.
     """
     pair = (tl.program_id(0) // num_tiles).to(tl.int64)
     image, head = pair // num_heads, pair % num_heads
@@ -203,10 +246,23 @@ def backward_queries(
             grad_q_tile += tl.dot(grad_prefix.to(k_prefix.dtype), k_prefix, input_precision=PRECISION)
         in_tile = tl.arange(0, ROWS * COLUMNS)
         row_in_tile, column_in_tile = in_tile // COLUMNS, in_tile % COLUMNS
+        if GAUSSIAN:
+            own_row, own_column, to_rows, to_columns, alphas = _gaussian(
+                row, column, patches, is_patch, width, rn, ri, cn
+            )
+            by_alpha = tl.zeros([QUERIES], tl.float32)
+            by_rows = tl.zeros([QUERIES], tl.float32)
+            by_columns = tl.zeros([QUERIES], tl.float32)
         for first_column in range(0, width, COLUMNS):
             columns = first_column + column_in_tile
-            inside = is_patch[:, None] & (columns < width)[None, :]
-            column_factor = tl.load(column + patches[:, None] * cn + columns[None, :] * cj, mask=inside, other=0.0)
+            if GAUSSIAN:
+                squared = _squared(own_column[:, None] - columns[None, :], clamp)
+                column_factor = tl.exp2(to_columns[:, None] * squared)
+                grad_moment_tile = tl.zeros([QUERIES, ROWS * COLUMNS], tl.float32)
+            else:
+                inside = is_patch[:, None] & (columns < width)[None, :]
+                column_factor = tl.load(column + patches[:, None] * cn + columns[None, :] * cj, mask=inside, other=0.0)
+            in_log2 = column_factor * (alphas * _LOG2_E)[:, None] if GAUSSIAN else column_factor * _LOG2_E
             grad_column_tile = tl.zeros([QUERIES, ROWS * COLUMNS], tl.float32)
             for first_row in range(0, height, ROWS):
                 rows = first_row + row_in_tile
@@ -216,8 +272,13 @@ def backward_queries(
                 k_tile = _tokens(k, keys, kl, is_key, HEAD_DIM, DEPTH, EVEN)
                 v_tile = _tokens(v, keys, vl, is_key, HEAD_DIM, DEPTH, EVEN)
                 logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
-                row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS, EVEN)
-                logits += row_factor * column_factor * _LOG2_E
+                if GAUSSIAN:
+                    row_factor, row_moment = _gaussian_rows(own_row, to_rows, clamp, first_row, row_in_tile, ROWS)
+                else:
+                    row_factor = _row_factors(
+                        row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS, EVEN
+                    )
+                logits += row_factor * in_log2
                 if HAS_BIAS:
                     logits += _added(bias, queries, keys, bm, bn, valid)
                 # of a query that does not exist all is zero: its weights are harmless
@@ -226,6 +287,9 @@ def backward_queries(
                     grad_q_tile += tl.dot(grad.to(k_tile.dtype), k_tile, input_precision=PRECISION)
                 if NEEDS_FACTORS:
                     grad_column_tile += grad * row_factor
+                if NEEDS_FACTORS and GAUSSIAN:
+                    grad_moment_tile += grad * row_moment
+                elif NEEDS_FACTORS:
                     by_row = tl.reshape(grad * column_factor, (QUERIES, ROWS, COLUMNS))
                     own = first_row + tl.arange(0, ROWS)
                     own_place = grad_row + (pair * num_patches + patches[:, None]) * height + own[None, :]
@@ -233,12 +297,24 @@ def backward_queries(
                     # what this program has written for an earlier block of columns
                     earlier = tl.load(own_place, mask=is_own & _below(0, first_column), other=0.0)
                     tl.store(own_place, earlier + tl.sum(by_row, 2), mask=is_own)
-            if NEEDS_FACTORS:
+            if NEEDS_FACTORS and GAUSSIAN:
+                grad_column_tile *= column_factor
+                by_alpha += tl.sum(grad_column_tile, 1)
+                by_columns += tl.sum(grad_column_tile * squared, 1)
+                by_rows += tl.sum(grad_moment_tile * column_factor, 1)
+            elif NEEDS_FACTORS:
                 tl.debug_barrier()  # one block's sums are there before the next reads them
                 by_column = tl.reshape(grad_column_tile, (QUERIES, ROWS, COLUMNS))
                 last = first_column + tl.arange(0, COLUMNS)
                 grad_column_place = grad_column + (pair * num_patches + patches[:, None]) * width + last[None, :]
                 tl.store(grad_column_place, tl.sum(by_column, 1), mask=is_patch[:, None] & (last < width)[None, :])
+        if NEEDS_FACTORS and GAUSSIAN:
+            at = pair * num_patches + patches
+            # d G / d variance = G D / (2 variance²), and 1 / variance is in to_rows and to_columns
+            to_rows, to_columns = to_rows / _LOG2_E, to_columns / _LOG2_E
+            tl.store(grad_row + 2 * at, 2 * alphas * to_rows * to_rows * by_rows, mask=is_patch)
+            tl.store(grad_row + 2 * at + 1, 2 * alphas * to_columns * to_columns * by_columns, mask=is_patch)
+            tl.store(grad_column + at, by_alpha, mask=is_patch)
         if NEEDS_Q:
             grad_q += (image * num_tokens * num_heads + head) * HEAD_DIM
             _store_tokens(grad_q, queries, num_heads * HEAD_DIM, is_query, grad_q_tile * scale, HEAD_DIM, DEPTH)
@@ -246,11 +322,12 @@ def backward_queries(
 
 @triton.jit
 def backward_keys(
-    q, k, v, row, column, bias, grad_out, log_sum, delta, grad_k, grad_v, scale,
+    q, k, v, row, column, bias, grad_out, log_sum, delta, grad_k, grad_v, scale, clamp,
     qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn, gb, gh, gl,
     num_heads, num_tokens, num_prefix, height, width, period, num_tiles,
     HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    HAS_PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, GAUSSIAN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of keys and its values; the first tile is that of the prefix, if there is any.
 
@@ -293,10 +370,20 @@ def backward_keys(
         delta_tile = tl.load(delta + pair * num_tokens + queries, mask=is_query, other=0.0)
         logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
         is_patch = is_query & (patches >= 0)
-        row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS, False)
-        place = column + patches[:, None] * cn + columns[None, :] * cj
-        column_factor = tl.load(place, mask=is_patch[:, None] & has_factors[None, :], other=0.0)
-        logits += row_factor * column_factor * _LOG2_E
+        if GAUSSIAN:
+            own_row, own_column, to_rows, to_columns, alphas = _gaussian(
+                row, column, patches, is_patch, width, rn, ri, cn
+            )
+            if HAS_PREFIX:
+                alphas = tl.where(tile == 0, 0.0, alphas)
+            row_factor, _ = _gaussian_rows(own_row, to_rows, clamp, first_row, row_in_tile, ROWS)
+            squared = _squared(own_column[:, None] - columns[None, :], clamp)
+            logits += row_factor * (tl.exp2(to_columns[:, None] * squared) * (alphas * _LOG2_E)[:, None])
+        else:
+            row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS, False)
+            place = column + patches[:, None] * cn + columns[None, :] * cj
+            column_factor = tl.load(place, mask=is_patch[:, None] & has_factors[None, :], other=0.0)
+            logits += row_factor * column_factor * _LOG2_E
         if HAS_BIAS:
             logits += _added(bias, queries, keys, bm, bn, is_query[:, None] & is_key[None, :])
         weights = tl.exp2(logits - sum_tile[:, None])
@@ -311,10 +398,11 @@ def backward_keys(
 
 @triton.jit
 def backward_bias(
-    q, k, v, row, column, bias, grad_out, log_sum, delta, grad_bias, scale,
+    q, k, v, row, column, bias, grad_out, log_sum, delta, grad_bias, scale, clamp,
     qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn, gb, gh, gl,
     num_images, num_heads, num_tokens, num_prefix, width, period, bias_heads, num_tiles, num_parts,
-    HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, GAUSSIAN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a tile of attn_bias: a sum over the images and heads that share it, the images in some parts.
 
@@ -343,12 +431,20 @@ def backward_bias(
             out_tile = _tokens(grad_out + image * gb + head * gh, queries, gl, is_query, HEAD_DIM, DEPTH)
             sum_tile = tl.load(log_sum + at, mask=is_query, other=0.0)
             delta_tile = tl.load(delta + at, mask=is_query, other=0.0)
-            place = row + image * rb + head * rh + patches[:, None] * rn + rows[None, :] * ri
-            row_factor = tl.load(place, mask=with_bias, other=0.0)
-            place = column + image * cb + head * ch + patches[:, None] * cn + columns[None, :] * cj
-            column_factor = tl.load(place, mask=with_bias, other=0.0)
+            own, strength = row + image * rb + head * rh, column + image * cb + head * ch
+            if GAUSSIAN:
+                own_row, own_column, to_rows, to_columns, alphas = _gaussian(
+                    own, strength, patches, is_query & (patches >= 0), width, rn, ri, cn
+                )
+                exponent = to_rows[:, None] * _squared(own_row[:, None] - rows[None, :], clamp)
+                exponent += to_columns[:, None] * _squared(own_column[:, None] - columns[None, :], clamp)
+                locality = tl.where(with_bias, tl.exp2(exponent) * alphas[:, None], 0.0)
+            else:
+                row_factor = tl.load(own + patches[:, None] * rn + rows[None, :] * ri, mask=with_bias, other=0.0)
+                place = strength + patches[:, None] * cn + columns[None, :] * cj
+                locality = row_factor * tl.load(place, mask=with_bias, other=0.0)
             logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
-            logits += row_factor * column_factor * _LOG2_E + added
+            logits += locality * _LOG2_E + added
             grad_tile += _grad_logits(logits, sum_tile, out_tile, v_tile, delta_tile, valid, False, PRECISION)
     plane = part.to(tl.int64) * period * bias_heads + group
     place = grad_bias + (plane * num_tokens + queries[:, None]) * num_tokens + keys[None, :]
