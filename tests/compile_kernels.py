@@ -16,7 +16,7 @@ from locatvit.ops.attention.triton import choose_tiles
 
 TARGET = GPUTarget("cuda", 90, 32)
 TOKENS = {"q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v"}
-FLOATS = {"row", "column", "bias", "log_sum", "delta", "grad_row", "grad_column", "grad_bias"}
+FLOATS = {"row", "column", "bias", "log_sum", "delta", "numbers", "grad_row", "grad_column", "grad_bias"}
 
 
 def build(name: str, dtype: str, **constants: object) -> None:

@@ -265,7 +265,7 @@ def test_no_gradient_work_for_what_nobody_needs():
     assert [grad.numel() > 0 for grad in grads] == [False, False, False, True, True, False]
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.05])
+@pytest.mark.parametrize("scale", [1.0, 0.05, 0.0, -0.1])
 def test_another_scale(scale):
     inputs = _inputs((5, 7), 1)
     out = fused.run(*inputs, 1, None, scale, 0.0)

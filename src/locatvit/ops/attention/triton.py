@@ -69,7 +69,8 @@ class Tiles(NamedTuple):
 def choose_tiles(kernel: str, grid_size: Sequence[int], head_dim: int, dtype: torch.dtype) -> Tiles:
     """Blocks of the grid with little padding, and not too small: work grows with what is padded.
 
-    Sizes and stages are the fastest of those tried on an H200, for grids of 14 and 32 and heads of 64 in bfloat16.
+    Sizes and stages are the fastest of those tried on an H200 with factors, for grids of 14 and 32 and heads of 64 in
+    bfloat16; those of ``backward_keys`` have the fewest instructions with a Gaussian.
     """
     wide = head_dim > 64 or dtype == torch.float32
     most = 32 if wide else 64
@@ -82,11 +83,15 @@ def choose_tiles(kernel: str, grid_size: Sequence[int], head_dim: int, dtype: to
 
     sides = (1, 2, 4, 8, 16, 32, 64)
     blocks = [(rows, columns) for rows in sides for columns in sides if 16 <= rows * columns <= most and rows <= 8]
-    rows, columns = min(blocks, key=work)
+    if kernel == "backward_keys":
+        # it makes all factors anew for each tile of queries: a thread has those of all rows and of every fourth column
+        rows, columns = min(blocks, key=lambda block: (work(block)[0], block[0] + block[1] / 4))
+    else:
+        rows, columns = min(blocks, key=work)
     if wide:
         return Tiles(32 if dtype == torch.float32 else 64, rows, columns)
     if kernel == "backward_keys":
-        return Tiles(64, rows, columns, num_stages=1)
+        return Tiles(64, rows, columns)
     is_short = height * width <= _SHORT
     if kernel == "backward_queries":
         return Tiles(64, rows, columns, num_stages=1 if is_short else 3)
@@ -152,9 +157,11 @@ def backward(
     sizes = _sizes(q, grid_size, num_prefix_tokens, attn_bias)
     grad_q, grad_k, grad_v, grad_row, grad_column = _empty_gradients(q, row, column, needs)
     delta = torch.empty_like(log_sum)
+    numbers = row.new_empty(0 if clamp is None else 3 * log_sum.numel())
     num_tiles = _ceil_div(num_tokens, tiles.queries)
     triton_kernels.backward_queries[(pairs * num_tiles,)](
-        q, k, v, row, column, attn_bias, out, grad_out, log_sum, delta, grad_q, grad_row, grad_column, scale, limit,
+        q, k, v, row, column, attn_bias, out, grad_out, log_sum, delta, numbers,
+        grad_q, grad_row, grad_column, scale, limit,
         *strides, *sizes, num_tiles,
         **_constants(q, tiles, attn_bias, clamp), EVEN=tiles.fit(grid_size),
         PREFIX=MAX_PREFIX_TOKENS if num_prefix_tokens else 0, NEEDS_Q=needs_q, NEEDS_FACTORS=needs_factors,
@@ -164,7 +171,7 @@ def backward(
         blocks = _ceil_div(grid_size[0], tiles.rows) * _ceil_div(grid_size[1], tiles.columns)
         num_tiles = blocks + (num_prefix_tokens > 0)
         triton_kernels.backward_keys[(pairs * num_tiles,)](
-            q, k, v, row, column, attn_bias, grad_out, log_sum, delta, grad_k, grad_v, scale, limit,
+            q, k, v, row, column, attn_bias, grad_out, log_sum, delta, numbers, grad_k, grad_v, scale, limit,
             *strides, *sizes, num_tiles, **_constants(q, tiles, attn_bias, clamp), HAS_PREFIX=num_prefix_tokens > 0,
         )  # fmt: skip
     grad_bias = row.new_empty(0)
@@ -377,4 +384,8 @@ def run_gaussian(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor, *rest: Any) -> Tensor:
     # under autocast a norm of q and k leaves them in float32
-    return FusedAttention.apply(q.to(v.dtype), k.to(v.dtype), v, row.float(), column.float(), *rest)
+    q = q.to(v.dtype)
+    *settings, scale, clamp = rest
+    if scale <= 0:  # the kernels' units are those of 1 / scale
+        q, scale = q * scale, 1.0
+    return FusedAttention.apply(q, k.to(v.dtype), v, row.float(), column.float(), *settings, scale, clamp)

@@ -1,9 +1,12 @@
 """The kernels of the fused attention: forward; backward by queries, by keys, of the bias.
 
-Logits are in units of log 2, so that exp2 serves. A tile of keys is a block of the grid, ``ROWS`` x ``COLUMNS``
-patches: one row factor belongs to each of its rows, and the column factors of a tile of queries stay in registers while
-the rows of the grid pass. That is one multiply-add a logit. Prefix keys are a tile of their own; prefix queries need
-nothing, their factors are zero. Every gradient is written once, by one program: no atomics.
+A tile of keys is a block of the grid, ``ROWS`` x ``COLUMNS`` patches: one row factor belongs to each of its rows, and
+the column factors of a tile of queries stay in registers while the rows of the grid pass. That is one multiply-add a
+logit. Prefix keys are a tile of their own; prefix queries need nothing, their factors are zero. Every gradient is
+written once, by one program: no atomics.
+
+Units: forward, logits are in those of 1 / scale, as q k is, and one multiply-add brings them to exp2; backward, bias
+and softmax's sum are in those of log 2, and meet q k in the exponent.
 
 With ``GAUSSIAN`` the factors are made here, of three numbers a query: ``row`` is then the variance [B, H, N, 2] and
 ``column`` alpha [B, H, N], strides and gradients alike, and ``clamp`` the largest squared distance.
@@ -71,7 +74,15 @@ def _gaussian(variance, alpha, patches, is_patch, width, vn, va, an):
     to_rows = (-0.5 * _LOG2_E) / tl.load(place, mask=is_patch, other=1.0)
     to_columns = (-0.5 * _LOG2_E) / tl.load(place + va, mask=is_patch, other=1.0)
     alphas = tl.load(alpha + patches * an, mask=is_patch, other=0.0)
-    return (patches // width).to(tl.float32), (patches % width).to(tl.float32), to_rows, to_columns, alphas
+    own_row, own_column = _place(patches, width)
+    return own_row, own_column, to_rows, to_columns, alphas
+
+
+@triton.jit
+def _place(patches, width):
+    """Row and column in the grid: an integer division costs more. Exact for grids of up to a thousand lines."""
+    row = tl.floor((patches.to(tl.float32) + 0.5) * (1 / width))
+    return row, patches - row * width
 
 
 @triton.jit
@@ -94,18 +105,18 @@ def _gaussian_rows(own_row, to_rows, clamp, first, row_in_tile, ROWS: tl.constex
 
 @triton.jit
 def _added(pointer, queries, keys, stride_m, stride_n, inside):
-    """attn_bias of a tile, in units of log 2."""
+    """attn_bias of a tile."""
     place = pointer + queries[:, None] * stride_m + keys[None, :] * stride_n
-    return tl.load(place, mask=inside, other=0.0).to(tl.float32) * _LOG2_E
+    return tl.load(place, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _accumulate(logits, v, peak, total, out, PRECISION: tl.constexpr):
+def _accumulate(logits, to_log2, v, peak, total, out, PRECISION: tl.constexpr):
     """One tile of keys more in a softmax that is not finished."""
     new_peak = tl.maximum(peak, tl.max(logits, 1))
     shown = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # all keys excluded so far
-    weights = tl.exp2(logits - shown[:, None])
-    shrink = tl.exp2(peak - shown)
+    weights = tl.exp2(logits * to_log2 - (shown * to_log2)[:, None])
+    shrink = tl.exp2((peak - shown) * to_log2)
     total = total * shrink + tl.sum(weights, 1)
     out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
     return new_peak, total, out
@@ -136,17 +147,17 @@ def forward(
     peak = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     out_tile = tl.zeros([QUERIES, DEPTH], tl.float32)
-    to_log2 = scale * _LOG2_E
+    to_log2, from_natural = scale * _LOG2_E, 1 / scale
     if PREFIX > 0:
         prefix = tl.arange(0, PREFIX)
         is_prefix = prefix < num_prefix
         k_prefix = _tokens(k, prefix, kl, is_prefix, HEAD_DIM, DEPTH)
         v_prefix = _tokens(v, prefix, vl, is_prefix, HEAD_DIM, DEPTH)
-        to_prefix = tl.dot(q_tile, tl.trans(k_prefix), input_precision=PRECISION) * to_log2
+        to_prefix = tl.dot(q_tile, tl.trans(k_prefix), input_precision=PRECISION)
         if HAS_BIAS:
-            to_prefix += _added(bias, queries, prefix, bm, bn, is_query[:, None] & is_prefix[None, :])
+            to_prefix += from_natural * _added(bias, queries, prefix, bm, bn, is_query[:, None] & is_prefix[None, :])
         to_prefix = tl.where(is_prefix[None, :], to_prefix, float("-inf"))
-        peak, total, out_tile = _accumulate(to_prefix, v_prefix, peak, total, out_tile, PRECISION)
+        peak, total, out_tile = _accumulate(to_prefix, to_log2, v_prefix, peak, total, out_tile, PRECISION)
     in_tile = tl.arange(0, ROWS * COLUMNS)
     row_in_tile, column_in_tile = in_tile // COLUMNS, in_tile % COLUMNS
     if GAUSSIAN:
@@ -155,41 +166,43 @@ def forward(
         columns = first_column + column_in_tile
         if GAUSSIAN:
             squared = _squared(own_column[:, None] - columns[None, :], clamp)
-            column_factor = tl.exp2(to_columns[:, None] * squared) * (alphas * _LOG2_E)[:, None]
+            column_factor = tl.exp2(to_columns[:, None] * squared) * (alphas * from_natural)[:, None]
         else:
             inside = is_patch[:, None] & (columns < width)[None, :]
             column_factor = tl.load(column + patches[:, None] * cn + columns[None, :] * cj, mask=inside, other=0.0)
-            column_factor = column_factor * _LOG2_E
+            column_factor = column_factor * from_natural
         for first_row in range(0, height, ROWS):
             rows = first_row + row_in_tile
             valid = (rows < height) & (columns < width)
             keys = num_prefix + rows * width + columns
             k_tile = _tokens(k, keys, kl, valid, HEAD_DIM, DEPTH, EVEN)
-            logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
+            logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
             if GAUSSIAN:
                 row_factor, _ = _gaussian_rows(own_row, to_rows, clamp, first_row, row_in_tile, ROWS)
             else:
                 row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS, EVEN)
             logits += row_factor * column_factor
             if HAS_BIAS:
-                logits += _added(bias, queries, keys, bm, bn, is_query[:, None] & valid[None, :])
+                logits += from_natural * _added(bias, queries, keys, bm, bn, is_query[:, None] & valid[None, :])
             if not EVEN:
                 logits = tl.where(valid[None, :], logits, float("-inf"))
             v_tile = _tokens(v, keys, vl, valid, HEAD_DIM, DEPTH, EVEN)
-            peak, total, out_tile = _accumulate(logits, v_tile, peak, total, out_tile, PRECISION)
+            peak, total, out_tile = _accumulate(logits, to_log2, v_tile, peak, total, out_tile, PRECISION)
     # every key excluded: zeros, as torch's attention gives
     total = tl.where(total == 0.0, 1.0, total)
     peak = tl.where(peak == float("-inf"), 0.0, peak)
     out_tile = out_tile / total[:, None]
     out += (image * num_tokens * num_heads + head) * HEAD_DIM
     _store_tokens(out, queries, num_heads * HEAD_DIM, is_query, out_tile, HEAD_DIM, DEPTH)
-    tl.store(log_sum + pair * num_tokens + queries, peak + tl.log2(total), mask=is_query)
+    tl.store(log_sum + pair * num_tokens + queries, peak * to_log2 + tl.log2(total), mask=is_query)
 
 
 @triton.jit
-def _grad_logits(logits, log_sum, grad_out, v, delta, valid, ALL: tl.constexpr, PRECISION: tl.constexpr):
-    """d logits of a tile [queries, keys] (natural units), from the weights made again."""
-    weights = tl.exp2(logits - log_sum[:, None])
+def _grad_logits(
+    products, to_log2, locality, log_sum, grad_out, v, delta, valid, ALL: tl.constexpr, PRECISION: tl.constexpr
+):
+    """d logits of a tile [queries, keys], from the weights made again; ``locality`` is all bias, in units of log 2."""
+    weights = tl.exp2(products * to_log2 + (locality - log_sum[:, None]))
     if not ALL:
         weights = tl.where(valid, weights, 0.0)
     grad_weights = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
@@ -198,14 +211,15 @@ def _grad_logits(logits, log_sum, grad_out, v, delta, valid, ALL: tl.constexpr, 
 
 @triton.jit
 def backward_queries(
-    q, k, v, row, column, bias, out, grad_out, log_sum, delta, grad_q, grad_row, grad_column, scale, clamp,
+    q, k, v, row, column, bias, out, grad_out, log_sum, delta, numbers, grad_q, grad_row, grad_column, scale, clamp,
     qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn, gb, gh, gl,
     num_heads, num_tokens, num_prefix, height, width, period, num_tiles,
     HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     EVEN: tl.constexpr, PREFIX: tl.constexpr, HAS_BIAS: tl.constexpr, GAUSSIAN: tl.constexpr,
     PRECISION: tl.constexpr, NEEDS_Q: tl.constexpr, NEEDS_FACTORS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of a tile of queries and of its factors, and delta = sum(out * grad_out), which the keys need.
+    """Gradients of a tile of queries and of its factors, and what the keys need: delta = sum(out * grad_out), and of a
+    Gaussian its three ``numbers`` a query.
 
     A row factor's gradient is a sum over a row of the grid, a column factor's grows in registers; each is written once.
     Those of variance and alpha are sums over all keys of d logits * G, times the squared distances or not.
@@ -227,6 +241,12 @@ def backward_queries(
     out_tile = _tokens(out, queries, num_heads * HEAD_DIM, is_query, HEAD_DIM, DEPTH)
     delta_tile = tl.sum(out_tile.to(tl.float32) * grad_tile.to(tl.float32), 1)
     tl.store(delta + pair * num_tokens + queries, delta_tile, mask=is_query)
+    if GAUSSIAN:
+        own_row, own_column, to_rows, to_columns, alphas = _gaussian(row, column, patches, is_patch, width, rn, ri, cn)
+        place = numbers + 3 * pair * num_tokens + queries
+        tl.store(place, to_rows, mask=is_query)
+        tl.store(place + num_tokens, to_columns, mask=is_query)
+        tl.store(place + 2 * num_tokens, alphas * _LOG2_E, mask=is_query)
     if NEEDS_Q or NEEDS_FACTORS:
         q_tile = _tokens(q + image * qb + head * qh, queries, ql, is_query, HEAD_DIM, DEPTH)
         sum_tile = tl.load(log_sum + pair * num_tokens + queries, mask=is_query, other=0.0)
@@ -237,19 +257,17 @@ def backward_queries(
             with_prefix = is_query[:, None] & (prefix < num_prefix)[None, :]
             k_prefix = _tokens(k, prefix, kl, prefix < num_prefix, HEAD_DIM, DEPTH)
             v_prefix = _tokens(v, prefix, vl, prefix < num_prefix, HEAD_DIM, DEPTH)
-            to_prefix = tl.dot(q_tile, tl.trans(k_prefix), input_precision=PRECISION) * to_log2
+            to_prefix = tl.dot(q_tile, tl.trans(k_prefix), input_precision=PRECISION)
+            further = tl.zeros([1, 1], tl.float32)
             if HAS_BIAS:
-                to_prefix += _added(bias, queries, prefix, bm, bn, with_prefix)
+                further = _added(bias, queries, prefix, bm, bn, with_prefix) * _LOG2_E
             grad_prefix = _grad_logits(
-                to_prefix, sum_tile, grad_tile, v_prefix, delta_tile, with_prefix, False, PRECISION
+                to_prefix, to_log2, further, sum_tile, grad_tile, v_prefix, delta_tile, with_prefix, False, PRECISION
             )
             grad_q_tile += tl.dot(grad_prefix.to(k_prefix.dtype), k_prefix, input_precision=PRECISION)
         in_tile = tl.arange(0, ROWS * COLUMNS)
         row_in_tile, column_in_tile = in_tile // COLUMNS, in_tile % COLUMNS
         if GAUSSIAN:
-            own_row, own_column, to_rows, to_columns, alphas = _gaussian(
-                row, column, patches, is_patch, width, rn, ri, cn
-            )
             by_alpha = tl.zeros([QUERIES], tl.float32)
             by_rows = tl.zeros([QUERIES], tl.float32)
             by_columns = tl.zeros([QUERIES], tl.float32)
@@ -271,18 +289,20 @@ def backward_queries(
                 keys = num_prefix + rows * width + columns
                 k_tile = _tokens(k, keys, kl, is_key, HEAD_DIM, DEPTH, EVEN)
                 v_tile = _tokens(v, keys, vl, is_key, HEAD_DIM, DEPTH, EVEN)
-                logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
+                products = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
                 if GAUSSIAN:
                     row_factor, row_moment = _gaussian_rows(own_row, to_rows, clamp, first_row, row_in_tile, ROWS)
                 else:
                     row_factor = _row_factors(
                         row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS, EVEN
                     )
-                logits += row_factor * in_log2
+                locality = row_factor * in_log2
                 if HAS_BIAS:
-                    logits += _added(bias, queries, keys, bm, bn, valid)
+                    locality += _added(bias, queries, keys, bm, bn, valid) * _LOG2_E
                 # of a query that does not exist all is zero: its weights are harmless
-                grad = _grad_logits(logits, sum_tile, grad_tile, v_tile, delta_tile, valid, EVEN, PRECISION)
+                grad = _grad_logits(
+                    products, to_log2, locality, sum_tile, grad_tile, v_tile, delta_tile, valid, EVEN, PRECISION
+                )
                 if NEEDS_Q:
                     grad_q_tile += tl.dot(grad.to(k_tile.dtype), k_tile, input_precision=PRECISION)
                 if NEEDS_FACTORS:
@@ -322,7 +342,7 @@ def backward_queries(
 
 @triton.jit
 def backward_keys(
-    q, k, v, row, column, bias, grad_out, log_sum, delta, grad_k, grad_v, scale, clamp,
+    q, k, v, row, column, bias, grad_out, log_sum, delta, numbers, grad_k, grad_v, scale, clamp,
     qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn, gb, gh, gl,
     num_heads, num_tokens, num_prefix, height, width, period, num_tiles,
     HEAD_DIM: tl.constexpr, DEPTH: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -331,8 +351,8 @@ def backward_keys(
 ):  # fmt: skip
     """Gradients of a tile of keys and its values; the first tile is that of the prefix, if there is any.
 
-    For the prefix, rows and columns lie outside the grid, so its factors are zero. What is computed of a key or a query
-    that does not exist is finite where it meets others, or never written: nothing is masked.
+    For the prefix, rows and columns lie outside the grid, and its factors are zero. In place of a query that does not
+    exist the last one is read, with weights of zero. What is computed of a key that does not exist is never written.
     """
     pair = (tl.program_id(0) // num_tiles).to(tl.int64)
     image, head = pair // num_heads, pair % num_heads
@@ -362,31 +382,32 @@ def backward_keys(
     grad_v_tile = tl.zeros([ROWS * COLUMNS, DEPTH], tl.float32)
     to_log2 = scale * _LOG2_E
     for first in range(0, num_tokens, QUERIES):
-        queries = first + tl.arange(0, QUERIES)
-        is_query, patches = queries < num_tokens, queries - num_prefix
-        q_tile = _tokens(q, queries, ql, is_query, HEAD_DIM, DEPTH)
-        grad_tile = _tokens(grad_out, queries, gl, is_query, HEAD_DIM, DEPTH)
-        sum_tile = tl.load(log_sum + pair * num_tokens + queries, mask=is_query, other=0.0)
-        delta_tile = tl.load(delta + pair * num_tokens + queries, mask=is_query, other=0.0)
-        logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
-        is_patch = is_query & (patches >= 0)
+        is_query = first + tl.arange(0, QUERIES) < num_tokens
+        queries = tl.minimum(first + tl.arange(0, QUERIES), num_tokens - 1)
+        patches = queries - num_prefix
+        q_tile = _tokens(q, queries, ql, is_query, HEAD_DIM, DEPTH, True)
+        grad_tile = _tokens(grad_out, queries, gl, is_query, HEAD_DIM, DEPTH, True)
+        sum_tile = tl.where(is_query, tl.load(log_sum + pair * num_tokens + queries), float("inf"))
+        delta_tile = tl.load(delta + pair * num_tokens + queries)
+        products = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
         if GAUSSIAN:
-            own_row, own_column, to_rows, to_columns, alphas = _gaussian(
-                row, column, patches, is_patch, width, rn, ri, cn
-            )
+            place = numbers + 3 * pair * num_tokens + queries
+            to_rows, to_columns, strength = tl.load(place), tl.load(place + num_tokens), tl.load(place + 2 * num_tokens)
             if HAS_PREFIX:
-                alphas = tl.where(tile == 0, 0.0, alphas)
+                strength = tl.where(tile == 0, 0.0, strength)
+            own_row, own_column = _place(patches, width)
             row_factor, _ = _gaussian_rows(own_row, to_rows, clamp, first_row, row_in_tile, ROWS)
             squared = _squared(own_column[:, None] - columns[None, :], clamp)
-            logits += row_factor * (tl.exp2(to_columns[:, None] * squared) * (alphas * _LOG2_E)[:, None])
+            locality = row_factor * strength[:, None] * tl.exp2(to_columns[:, None] * squared)
         else:
+            is_patch = patches >= 0
             row_factor = _row_factors(row, patches, is_patch, rn, ri, first_row, height, row_in_tile, ROWS, False)
             place = column + patches[:, None] * cn + columns[None, :] * cj
             column_factor = tl.load(place, mask=is_patch[:, None] & has_factors[None, :], other=0.0)
-            logits += row_factor * column_factor * _LOG2_E
+            locality = row_factor * _LOG2_E * column_factor
         if HAS_BIAS:
-            logits += _added(bias, queries, keys, bm, bn, is_query[:, None] & is_key[None, :])
-        weights = tl.exp2(logits - sum_tile[:, None])
+            locality += _added(bias, queries, keys, bm, bn, is_query[:, None] & is_key[None, :]) * _LOG2_E
+        weights = tl.exp2(products * to_log2 + (locality - sum_tile[:, None]))
         grad_v_tile += tl.dot(tl.trans(weights.to(grad_tile.dtype)), grad_tile, input_precision=PRECISION)
         grad_weights = tl.dot(grad_tile, tl.trans(v_tile), input_precision=PRECISION)
         grad = weights * (grad_weights - delta_tile[:, None])
@@ -443,9 +464,11 @@ def backward_bias(
                 row_factor = tl.load(own + patches[:, None] * rn + rows[None, :] * ri, mask=with_bias, other=0.0)
                 place = strength + patches[:, None] * cn + columns[None, :] * cj
                 locality = row_factor * tl.load(place, mask=with_bias, other=0.0)
-            logits = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION) * to_log2
-            logits += locality * _LOG2_E + added
-            grad_tile += _grad_logits(logits, sum_tile, out_tile, v_tile, delta_tile, valid, False, PRECISION)
+            products = tl.dot(q_tile, tl.trans(k_tile), input_precision=PRECISION)
+            grad_tile += _grad_logits(
+                products, to_log2, (locality + added) * _LOG2_E, sum_tile, out_tile, v_tile, delta_tile, valid, False,
+                PRECISION,
+            )  # fmt: skip
     plane = part.to(tl.int64) * period * bias_heads + group
     place = grad_bias + (plane * num_tokens + queries[:, None]) * num_tokens + keys[None, :]
     tl.store(place, grad_tile, mask=valid)
