@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from test_cli_help import options_in
+from test_cli_runs import signal_in_the_middle
 from tiny_cli import Command, files_of
 
 import official_layouts as official
@@ -132,6 +134,28 @@ def test_prepare_then_inspect(command: Command, tmp_path: Path) -> None:
     assert numbers["splits"]["train"]["sizes"] == [{"height": 6, "width": 10, "images": 2}]
     with Image.open(sheet) as picture:
         assert picture.format == "PNG"
+
+
+@pytest.mark.slow
+def test_an_interrupted_preparation_says_that_its_files_are_kept(command: Command, tmp_path: Path) -> None:
+    """Ctrl-C reaches the converting process, too."""
+    root = official.ade20k(tmp_path / "ade", {"train": [[1, 2]] * 600, "val": [[2]]})
+    prepare = ("data", "prepare", "ade20k", "--root", root, "--partial", "--num_workers", "1")
+    folder = root / "locatvit_ade20k" / "images" / "train"
+
+    def images(folder: Path) -> list[Path]:
+        return sorted(folder.glob("*.jpg"))
+
+    code, errors = signal_in_the_middle(signal.SIGINT, folder, *prepare, written=images)
+    assert code == 130
+    assert errors.splitlines()[-1] == (
+        "locatvit: stopped; the files that are there already are kept, and the same command goes on with the rest"
+    )
+    assert "Traceback" not in errors
+    kept = len(images(folder))
+    assert 0 < kept < 600
+    assert f"({601 - kept} images converted, {kept} there already;" in command(*prepare).out
+    assert len(images(folder)) == 600
 
 
 def test_a_folder_is_checked(command: Command, tmp_path: Path) -> None:

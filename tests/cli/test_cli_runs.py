@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -336,13 +336,15 @@ def process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         started.communicate()
 
 
-def signal_in_the_middle(number: signal.Signals, run_dir: Path, *arguments: object) -> tuple[int, str]:
+def signal_in_the_middle(
+    number: signal.Signals, folder: Path, *arguments: object, written: Callable[[Path], object] = list_checkpoints
+) -> tuple[int, str]:
     """Start a run, send a signal to all of it as soon as it has a checkpoint; its exit code and errors."""
     with process(*arguments) as running:
         deadline = time.monotonic() + 120
-        while not list_checkpoints(run_dir):
+        while not written(folder):
             assert running.poll() is None, running.communicate()
-            assert time.monotonic() < deadline, "no checkpoint was written in two minutes"
+            assert time.monotonic() < deadline, "nothing was written in two minutes"
             time.sleep(0.005)
         os.killpg(running.pid, number)
         _, errors = running.communicate(timeout=60)

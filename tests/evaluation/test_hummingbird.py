@@ -15,8 +15,9 @@ from locatvit.evaluation.hummingbird import evaluate_hummingbird, make_metrics, 
 from locatvit.evaluation.hummingbird_config import HummingbirdConfig
 from locatvit.evaluation.matching import MatchedMetrics, hungarian
 from locatvit.evaluation.metrics import SegmentationMetrics
+from locatvit.evaluation.nearest import Neighbours
 from locatvit.evaluation.patch_memory import Labels, Memory, label_shares, remember, sampled, unit
-from locatvit.evaluation.retrieval import Neighbours, make_search
+from locatvit.evaluation.retrieval import make_search
 from locatvit.features import Features
 
 IGNORE = 255

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locatvit.errors import LocAtError
-from locatvit.evaluation import retrieval
-from locatvit.evaluation.retrieval import TOLERANCE, Neighbours, make_search, nearest
+from locatvit.evaluation import nearest as blocks
+from locatvit.evaluation.nearest import Neighbours, nearest
+from locatvit.evaluation.retrieval import TOLERANCE, make_search
 
 needs_faiss = pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is not installed")
 BACKENDS = ("torch", pytest.param("faiss", marks=needs_faiss))
@@ -127,13 +128,13 @@ def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_held_is_a_block_of_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    passing = retrieval._passing
+    passing = blocks._passing
 
     def measured(scores: Tensor, *arguments, **options):
         sizes.append(scores.numel())
         return passing(scores, *arguments, **options)
 
-    monkeypatch.setattr(retrieval, "_passing", measured)
+    monkeypatch.setattr(blocks, "_passing", measured)
     nearest(unit_vectors(1000, 8, 1), unit_vectors(4000, 8, 2), 5, block=(100, 256))
     assert max(sizes) == 100 * 256
     assert len(sizes) == 10 * 16

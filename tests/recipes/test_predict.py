@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from locatvit.errors import LocAtError
-from locatvit.recipes.predict import output_names
 from locatvit.recipes.predict_config import PredictConfig
+from locatvit.recipes.predict_jobs import output_names
 
 
 @pytest.mark.parametrize(

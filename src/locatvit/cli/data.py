@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locatvit.cli.options import make_parser, parse
+from locatvit.cli.options import make_parser, parse, read_options
 from locatvit.data.prepare import CONVERTERS
 from locatvit.data.segmentation_sets import NUM_TRAINAUG, SETS
 from locatvit.errors import LocAtError, near_matches
@@ -57,6 +57,7 @@ _INSPECT_EXAMPLES = """examples:
   a large set, a first look: 500 images of the validation split:
     locatvit data inspect --data.name coco_stuff --data.root coco --split val --max_images 500
 """
+_STOPPED = "the files that are there already are kept, and the same command goes on with the rest"
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -99,7 +100,11 @@ def _prepare(arguments: Sequence[str]) -> None:
     from locatvit.cli.show import show_table
     from locatvit.recipes.data_prepare import prepare_data, prepared_table
 
-    prepared = prepare_data(name, config)
+    try:
+        prepared = prepare_data(name, config)
+    except KeyboardInterrupt:
+        # main says this in the place of what holds for runs
+        raise KeyboardInterrupt(_STOPPED) from None
     table, notes = prepared_table(prepared)
     show_table(table)
     print("\n".join(notes))
@@ -108,13 +113,10 @@ def _prepare(arguments: Sequence[str]) -> None:
 
 
 def _inspect(arguments: Sequence[str]) -> None:
-    parser = make_parser(
-        "data inspect",
-        "Tell what is in a data set of images with masks, and draw a sheet of it.",
-        _INSPECT_EXAMPLES,
-    )
-    parser.add_class_arguments(InspectConfig, None)
-    config, _ = parse(parser, arguments, InspectConfig)
+    config, _ = read_options(
+        arguments, InspectConfig, "data inspect",
+        "Tell what is in a data set of images with masks, and draw a sheet of it.", _INSPECT_EXAMPLES,
+    )  # fmt: skip
 
     from locatvit.cli.show import show_table
     from locatvit.recipes.data_inspect import class_table, inspect_data, notes, split_table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locatvit.cli.options import make_parser, parse
+from locatvit.cli.options import read_options
 from locatvit.recipes.hummingbird_config import HummingbirdRun
 
 _EXAMPLES = """examples:
@@ -28,23 +28,17 @@ two protocols:
 
 def run(arguments: Sequence[str]) -> None:
     """Measure dense retrieval and print its result."""
-    parser = make_parser(
-        "hummingbird",
+    config, parsed = read_options(
+        arguments, HummingbirdRun, "hummingbird",
         "Label each patch of the validation images by the nearest patches of the training images (Hummingbird), and "
         "measure the masks. Nothing is trained.",
-        _EXAMPLES,
-    )
-    parser.add_class_arguments(HummingbirdRun, None)
-    parser.add_argument("--resume", type=str, default="auto", help="auto goes on with a run that was stopped; never")
-    config, parsed = parse(parser, arguments, HummingbirdRun)
+        _EXAMPLES, resume="auto goes on with a run that was stopped; never",
+    )  # fmt: skip
 
-    from locatvit.cli.show import show_results, show_table
+    from locatvit.cli.show import show_run
     from locatvit.recipes.hummingbird import hummingbird
     from locatvit.report.tables import per_class_table
 
     result = hummingbird(config, parsed.resume)
-    show_results([result])
     changed = [f"not as the protocol has it: {name} {value}" for name, value in result.changed.items()]
-    show_table(per_class_table([result]), changed)
-    print(f"in {config.run_dir}: result.json, config.yaml")
-    print(f"next: locatvit report {config.run_dir} OTHER_RUNS... --output report.html")
+    show_run(result, config.run_dir, "result.json, config.yaml", below=(per_class_table([result]), changed))

@@ -35,6 +35,7 @@ Each verb has its own help: locatvit train --help
 Begin with: locatvit quickstart
 """
 _MISTAKE, _INTERRUPTED = 2, 130
+_GOES_ON = "the same command goes on from the last checkpoint, if one was written"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _stop(f"error: {_describe(error)}; check that the path exists, may be used and has space", _MISTAKE)
-    except KeyboardInterrupt:
-        return _stop("stopped; the same command goes on from the last checkpoint, if one was written", _INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        # Ctrl-C itself has no words; a verb without checkpoints gives its own
+        return _stop(f"stopped; {str(stop) or _GOES_ON}", _INTERRUPTED)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -50,6 +50,28 @@ def make_parser(verb: str, description: str, epilog: str = "") -> ArgumentParser
     return parser
 
 
+def read_options(
+    arguments: Sequence[str], config: type[Config], verb: str, description: str, epilog: str, *,
+    resume: str | None = None,
+) -> tuple[Config, Any]:  # fmt: skip
+    """As ``parse``, for a verb whose options are those of a dataclass, and ``--resume`` where it goes on.
+
+    Args:
+        arguments: the verb's.
+        config: the dataclass.
+        verb, description, epilog: see ``make_parser``.
+        resume: help of ``--resume``; None for a verb without it.
+
+    Raises:
+        LocAtError: see ``parse``.
+    """
+    parser = make_parser(verb, description, epilog)
+    parser.add_class_arguments(config, None)
+    if resume is not None:
+        parser.add_argument("--resume", type=str, default="auto", help=resume)
+    return parse(parser, arguments, config)
+
+
 def parse(parser: ArgumentParser, arguments: Sequence[str], config: type[Config]) -> tuple[Config, Any]:
     """The dataclass that the arguments describe, and all that was parsed.
 

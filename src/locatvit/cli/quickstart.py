@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locatvit.cli.options import make_parser, parse
+from locatvit.cli.options import read_options
 from locatvit.recipes.quickstart_config import QuickstartConfig
 
 _EXAMPLES = """examples:
@@ -18,13 +18,11 @@ Stopped, it goes on by the same command.
 
 def run(arguments: Sequence[str]) -> None:
     """Train, compare, write the page, and say where it is."""
-    parser = make_parser(
-        "quickstart",
+    config, _ = read_options(
+        arguments, QuickstartConfig, "quickstart",
         "Train a small ViT with LocAt and without on scenes that the package draws, and compare them on one page.",
         _EXAMPLES,
-    )
-    parser.add_class_arguments(QuickstartConfig, None)
-    config, _ = parse(parser, arguments, QuickstartConfig)
+    )  # fmt: skip
 
     from locatvit.cli.show import show_results
     from locatvit.recipes.quickstart import quickstart

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locatvit.cli.options import make_parser, parse
+from locatvit.cli.options import read_options
 from locatvit.recipes.config import SegmentRun
 
 _EXAMPLES = """examples:
@@ -36,23 +36,17 @@ Data: those of `locatvit data prepare`, or any folder with images/{train,val}, a
 
 def run(arguments: Sequence[str]) -> None:
     """Train and measure a segmentation head and print its result."""
-    parser = make_parser(
-        "segment",
+    config, parsed = read_options(
+        arguments, SegmentRun, "segment",
         "Train a segmentation head on a frozen backbone and measure it. Default: the paper's protocol, locat.",
-        _EXAMPLES,
-    )
-    parser.add_class_arguments(SegmentRun, None)
-    parser.add_argument("--resume", type=str, default="auto", help="auto, never, or a checkpoint's path")
-    config, parsed = parse(parser, arguments, SegmentRun)
+        _EXAMPLES, resume="auto, never, or a checkpoint's path",
+    )  # fmt: skip
 
-    from locatvit.cli.show import show_results
+    from locatvit.cli.show import show_run
     from locatvit.recipes.segmentation import segment
-    from locatvit.training.runtime import is_main_process
 
-    result = segment(config, parsed.resume)
-    if not is_main_process():
-        return
-    show_results([result])
     sheets = ", sheets/" if config.sheets else ""
-    print(f"in {config.run_dir}: head.safetensors, result.json, metrics.jsonl, config.yaml{sheets}")
-    print(f"next: locatvit report {config.run_dir} OTHER_RUNS... --output report.html")
+    show_run(
+        segment(config, parsed.resume), config.run_dir,
+        f"head.safetensors, result.json, metrics.jsonl, config.yaml{sheets}",
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -31,3 +32,27 @@ def show_results(results: Iterable[Result]) -> None:
     differences = difference_table(results)
     if differences is not None:
         show_table(differences)
+
+
+def show_run(
+    result: Result, run_dir: Path, files: str, following: str | None = None, *,
+    below: tuple[Table, Sequence[str]] | None = None,
+) -> None:  # fmt: skip
+    """What a run prints when it has ended: its result, its files, and what comes next. The first process alone does.
+
+    Args:
+        result: the run's.
+        run_dir: its folder.
+        files: what is in it, in words.
+        following: the command that comes next; None for a report.
+        below: another table, with lines that explain it.
+    """
+    from locatvit.training.runtime import is_main_process
+
+    if not is_main_process():
+        return
+    show_results([result])
+    if below is not None:
+        show_table(*below)
+    print(f"in {run_dir}: {files}")
+    print(f"next: {following or f'locatvit report {run_dir} OTHER_RUNS... --output report.html'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locatvit.cli.options import make_parser, parse
+from locatvit.cli.options import read_options
 from locatvit.recipes.config import TrainRun
 
 _EXAMPLES = """examples:
@@ -26,18 +26,15 @@ A run that was stopped goes on by the same command; --resume never starts it ane
 
 def run(arguments: Sequence[str]) -> None:
     """Train a classifier and print its result."""
-    parser = make_parser("train", "Train a classifier, with LocAt or without. Defaults: the paper's recipe.", _EXAMPLES)
-    parser.add_class_arguments(TrainRun, None)
-    parser.add_argument("--resume", type=str, default="auto", help="auto, never, or a checkpoint's path")
-    config, parsed = parse(parser, arguments, TrainRun)
+    config, parsed = read_options(
+        arguments, TrainRun, "train", "Train a classifier, with LocAt or without. Defaults: the paper's recipe.",
+        _EXAMPLES, resume="auto, never, or a checkpoint's path",
+    )  # fmt: skip
 
-    from locatvit.cli.show import show_results
+    from locatvit.cli.show import show_run
     from locatvit.recipes.classification import train
-    from locatvit.training.runtime import is_main_process
 
-    result = train(config, parsed.resume)
-    if not is_main_process():
-        return
-    show_results([result])
-    print(f"in {config.run_dir}: model.safetensors, result.json, metrics.jsonl, config.yaml")
-    print(f"next: locatvit segment --backbone {config.run_dir} --data.name camvid --data.root CAMVID")
+    show_run(
+        train(config, parsed.resume), config.run_dir, "model.safetensors, result.json, metrics.jsonl, config.yaml",
+        f"locatvit segment --backbone {config.run_dir} --data.name camvid --data.root CAMVID",
+    )  # fmt: skip

@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from locatvit.data.checks import as_tuples, check_normalisation, check_positive, check_range, check_share
 from locatvit.errors import LocAtError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -59,22 +60,22 @@ class ClassificationAugment:
     random_crop_padding: int | None = None
 
     def __post_init__(self) -> None:
-        _as_tuples(self, "crop_scale", "crop_ratio", "mean", "std")
-        _check_positive("image_size", self.image_size, "pixels")
+        as_tuples(self, "crop_scale", "crop_ratio", "mean", "std")
+        check_positive("image_size", self.image_size, "pixels")
         if self.rand_augment is not None and not _RAND_AUGMENT.fullmatch(self.rand_augment):
             raise LocAtError(
                 f"rand_augment is {self.rand_augment!r}; it must be a policy of timm's, such as "
                 "'rand-m9-mstd0.5-inc1', or null for none"
             )
-        _check_share("random_erasing", self.random_erasing)
-        _check_share("horizontal_flip", self.horizontal_flip)
-        _check_range("crop_scale", self.crop_scale, most=1.0)
-        _check_range("crop_ratio", self.crop_ratio)
+        check_share("random_erasing", self.random_erasing)
+        check_share("horizontal_flip", self.horizontal_flip)
+        check_range("crop_scale", self.crop_scale, most=1.0)
+        check_range("crop_ratio", self.crop_ratio)
         if self.interpolation not in INTERPOLATIONS:
             raise LocAtError(f"interpolation is {self.interpolation!r}; it must be one of {', '.join(INTERPOLATIONS)}")
         if not 0 < self.crop_fraction <= 1:
             raise LocAtError(f"crop_fraction is {self.crop_fraction}; it must be in (0, 1], 1 for no crop")
-        _check_normalisation(self.mean, self.std)
+        check_normalisation(self.mean, self.std)
         if self.random_crop_padding is not None and self.random_crop_padding < 0:
             raise LocAtError(f"random_crop_padding is {self.random_crop_padding}; it must be 0 or more pixels, or null")
 
@@ -115,22 +116,22 @@ class SegmentationAugment:
     std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        _as_tuples(self, "ratio_range", "crop_size", "mean", "std")
+        as_tuples(self, "ratio_range", "crop_size", "mean", "std")
         sizes = SEGMENTATION_SIZES | self._given()
-        _check_positive("short_side", sizes["short_side"], "pixels")
+        check_positive("short_side", sizes["short_side"], "pixels")
         if self.long_side_max is not None and self.long_side_max < sizes["short_side"]:
             raise LocAtError(
                 f"long_side_max is {self.long_side_max}; it must be short_side ({sizes['short_side']}) or more"
             )
-        _check_range("ratio_range", self.ratio_range)
+        check_range("ratio_range", self.ratio_range)
         if len(sizes["crop_size"]) != 2:
             raise LocAtError(f"crop_size is {self.crop_size}; it must be (height, width) in pixels")
         for side in sizes["crop_size"]:
-            _check_positive("crop_size", side, "pixels a side")
+            check_positive("crop_size", side, "pixels a side")
         if not 0 < self.max_class_share <= 1:
             raise LocAtError(f"max_class_share is {self.max_class_share}; it must be in (0, 1], 1 for any crop")
-        _check_share("horizontal_flip", self.horizontal_flip)
-        _check_normalisation(sizes.get("mean", IMAGENET_MEAN), sizes.get("std", IMAGENET_STD))
+        check_share("horizontal_flip", self.horizontal_flip)
+        check_normalisation(sizes.get("mean", IMAGENET_MEAN), sizes.get("std", IMAGENET_STD))
 
     def resolved(self, data: str | None = None, mean_std: Normalisation | None = None) -> SegmentationAugment:
         """The same with the data set's own settings in the place of what is None.
@@ -159,31 +160,3 @@ class SegmentationAugment:
     def _given(self) -> dict[str, Any]:
         names = ("short_side", "long_side_max", "crop_size", "mean", "std")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
-
-
-def _as_tuples(config: object, *names: str) -> None:
-    # a YAML file gives lists
-    for name in names:
-        if getattr(config, name) is not None:
-            object.__setattr__(config, name, tuple(getattr(config, name)))
-
-
-def _check_positive(name: str, value: int, unit: str) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise LocAtError(f"{name} is {value}; it must be a whole number of {unit}, 1 or more")
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise LocAtError(f"{name} is {value}; it must be a probability in [0, 1]")
-
-
-def _check_range(name: str, value: tuple[float, ...], most: float = float("inf")) -> None:
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
-        bound = "" if most == float("inf") else f" <= {most:g}"
-        raise LocAtError(f"{name} is {value}; it must be (least, most) with 0 < least <= most{bound}")
-
-
-def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise LocAtError(f"mean is {mean} and std is {std}; each must have three numbers, and std positive ones")

@@ -5,15 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from locatvit.data.config import (
-    IMAGENET_MEAN,
-    Normalisation,
-    _as_tuples,
-    _check_normalisation,
-    _check_positive,
-    _check_range,
-    _check_share,
-)
+from locatvit.data.checks import as_tuples, check_normalisation, check_positive, check_range, check_share
+from locatvit.data.config import IMAGENET_MEAN, Normalisation
 from locatvit.errors import LocAtError
 
 QueryResize = Literal["keep_ratio", "squash"]
@@ -66,15 +59,14 @@ class RetrievalAugment:
     std: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("crop_scale", "crop_ratio", "mean", "std") if getattr(self, name) is not None]
-        _as_tuples(self, *given)
-        _check_positive("image_size", self.image_size, "pixels")
+        as_tuples(self, "crop_scale", "crop_ratio", "mean", "std")
+        check_positive("image_size", self.image_size, "pixels")
         if not 0 <= self.jitter <= 0.5:
             raise LocAtError(f"jitter is {self.jitter}; it must be in [0, 0.5], 0 for none")
-        _check_share("jitter_probability", self.jitter_probability)
-        _check_range("crop_ratio", self.crop_ratio)
+        check_share("jitter_probability", self.jitter_probability)
+        check_range("crop_ratio", self.crop_ratio)
         if self.crop_scale is not None:
-            _check_range("crop_scale", self.crop_scale)
+            check_range("crop_scale", self.crop_scale)
             if self.crop_scale[0] > 1:
                 raise LocAtError(f"crop_scale is {self.crop_scale}; its least share must be 1 or less, or none fits")
         if self.query_resize not in (None, *get_args(QueryResize)):
@@ -82,7 +74,7 @@ class RetrievalAugment:
         if (self.mean is None) != (self.std is None):
             raise LocAtError(f"mean is {self.mean} and std is {self.std}; give both, or neither")
         if self.mean is not None and self.std is not None:
-            _check_normalisation(self.mean, self.std)
+            check_normalisation(self.mean, self.std)
 
     def resolved(self, protocol: str, own: Normalisation | None = None) -> RetrievalAugment:
         """The same with everything that was null settled.

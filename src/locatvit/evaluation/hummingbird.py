@@ -21,8 +21,9 @@ from locatvit.evaluation.extract import FeaturesFn
 from locatvit.evaluation.hummingbird_config import HummingbirdConfig
 from locatvit.evaluation.matching import MatchedMetrics
 from locatvit.evaluation.metrics import SegmentationMetrics, SegmentationScores
+from locatvit.evaluation.nearest import Neighbours
 from locatvit.evaluation.patch_memory import Labels, unit
-from locatvit.evaluation.retrieval import Neighbours, SearchFn
+from locatvit.evaluation.retrieval import SearchFn
 from locatvit.evaluation.sliding import Seen, label_map
 from locatvit.features import Features
 

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
-import time
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from locatvit.data.decoding import UnreadableImage, decode_mask
-from locatvit.data.photos import find_photos, read_photo, read_stamp, write_mask
+from locatvit.data.photos import read_photo, read_stamp, write_mask
 from locatvit.errors import LocAtError
 from locatvit.recipes.predict_config import PredictConfig
+from locatvit.recipes.predict_jobs import Job, check_masks, find_jobs, photo_digest, shown
 from locatvit.recipes.segmenter import Segmenter, read_segmenter
 from locatvit.report.overlays import class_shares, write_overlay
 from locatvit.results import environment
 from locatvit.storage import write_json
 from locatvit.training.runtime import describe_device, make_accelerator
 
-MASKS_FOLDER, OVERLAYS_FOLDER, PREDICTIONS_FILE = "masks", "overlays", "predictions.json"
-_SECONDS_BETWEEN_LINES = 30.0
+PREDICTIONS_FILE = "predictions.json"
 
 _log = logging.getLogger(__name__)
 
@@ -68,34 +61,24 @@ class Predictions:
     output: Path
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A photo, and where its files go."""
-
-    photo: Path
-    mask: Path
-    overlay: Path | None
-
-
 def predict(config: PredictConfig) -> Predictions:
     """Write ``masks/NAME.png``, ``overlays/NAME.jpg`` and ``predictions.json``.
 
-    A mask tells which head and which photo it was made of: what is there of the same two is not predicted again. Photos
-    that share a name but for its ending (a.jpg, a.png) keep the ending in the names of their files (a.jpg.png).
+    A mask tells which head and which photo it was made of: what is there of the same two is not predicted again. How
+    files are called, see ``find_jobs``.
 
     Raises:
         LocAtError: photos that are not there, or none that can be read; an output within a folder of photos, or with
             files of other photos; no finished segmentation run; more unreadable photos than ``max_bad_images``.
     """
-    _check_apart(config)
-    jobs = list(_jobs(config))
+    jobs = find_jobs(config)
     device = make_accelerator("no").device
     segmenter = read_segmenter(config.run, device, checkpoint=config.checkpoint)
     if not config.overwrite:
-        _check_masks([job for job in jobs if job.mask.exists()])
+        check_masks(jobs)
     found: list[Prediction] = []
     bad = _BadPhotos(config.max_bad_images)
-    for job in _shown("predicting", jobs):
+    for job in shown("predicting", jobs):
         try:
             found.append(_predict(config, job, segmenter))
         except UnreadableImage as error:
@@ -105,45 +88,6 @@ def predict(config: PredictConfig) -> Predictions:
     predictions = Predictions(tuple(found), bad.reasons, config.output)
     write_json(config.output / PREDICTIONS_FILE, _record(config, segmenter, predictions, describe_device(device)))
     return predictions
-
-
-def _check_apart(config: PredictConfig) -> None:
-    """Neither may an output become a photo of the next time, nor a photo lie where outputs are written."""
-    output = config.output.resolve()
-    written = [output / MASKS_FOLDER, output / OVERLAYS_FOLDER]
-    for place in config.images:
-        inside = place.resolve()
-        if inside.is_dir() and output.is_relative_to(inside):
-            raise LocAtError(f"output is {config.output}, within the photos' folder {place}; give one outside of it")
-        if any(inside.is_relative_to(folder) for folder in written):
-            raise LocAtError(f"images is {place}, within the output {config.output}; give another output")
-
-
-def _jobs(config: PredictConfig) -> Iterator[_Job]:
-    photos = find_photos(config.images)
-    for photo, stem in zip(photos, output_names(list(photos.values())), strict=True):
-        overlay = config.output / OVERLAYS_FOLDER / f"{stem}.{config.overlay}" if config.overlay != "none" else None
-        yield _Job(photo, config.output / MASKS_FOLDER / f"{stem}.png", overlay)
-
-
-def output_names(names: list[str]) -> list[str]:
-    """What files of photos are called, without an ending: different names, whatever the photos' are.
-
-    A photo's name without its ending; with it where another photo has the same; with a number where that is taken too.
-    Upper and lower case count as one, as some file systems have it.
-    """
-    plain = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    count = Counter(stem.casefold() for stem in plain)
-    taken: set[str] = {stem.casefold() for stem in plain if count[stem.casefold()] == 1}
-    chosen = []
-    for name, stem in zip(names, plain, strict=True):
-        if count[stem.casefold()] > 1:
-            stem, number = name, 2
-            while stem.casefold() in taken:
-                stem, number = f"{name}-{number}", number + 1
-            taken.add(stem.casefold())
-        chosen.append(stem)
-    return chosen
 
 
 class _BadPhotos:
@@ -168,29 +112,9 @@ class _BadPhotos:
         _log.warning("%s (%d unreadable so far, %d allowed)", error, len(self.reasons), self._most)
 
 
-def _check_masks(jobs: list[_Job]) -> None:
-    """Before anything is written, that nothing foreign is in the way."""
-    for job in _shown("checking", jobs):
-        # a photo that cannot be read is named when its turn comes
-        with contextlib.suppress(UnreadableImage):
-            if (read_stamp(job.mask) or {}).get("photo") != _photo_digest(job.photo):
-                raise LocAtError(
-                    f"{job.mask} is there and was not made of the photo {job.photo} as it is now; give another "
-                    "--output, or --overwrite"
-                )
-
-
-def _photo_digest(photo: Path) -> str:
-    try:
-        with photo.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise UnreadableImage(f"image {photo} cannot be read: {error.strerror}") from error
-
-
-def _predict(config: PredictConfig, job: _Job, segmenter: Segmenter) -> Prediction:
+def _predict(config: PredictConfig, job: Job, segmenter: Segmenter) -> Prediction:
     drawn = None if job.overlay is None else f"{config.overlay}, opacity {config.opacity:g}"
-    stamp = {"photo": _photo_digest(job.photo), "segmenter": segmenter.digest, "overlay": drawn}
+    stamp = {"photo": photo_digest(job.photo), "segmenter": segmenter.digest, "overlay": drawn}
     is_there = job.mask.exists() and (job.overlay is None or job.overlay.exists())
     is_done = is_there and not config.overwrite and read_stamp(job.mask) == stamp
     if is_done:
@@ -241,19 +165,3 @@ def _record(config: PredictConfig, segmenter: Segmenter, predictions: Prediction
         ],
         "skipped": predictions.skipped,
     }
-
-
-def _shown(description: str, jobs: list[_Job]) -> Iterator[_Job]:
-    """The jobs, and how far they are: a bar on a terminal, now and then a line elsewhere."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, disable=not console.is_terminal,
-    )  # fmt: skip
-    next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-    with bar:
-        for done, job in enumerate(bar.track(jobs, description=description)):
-            if not console.is_terminal and time.monotonic() >= next_line:
-                next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-                console.print(f"{description}: {done}/{len(jobs)} photos", highlight=False)
-            yield job

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from locatvit.backbones.add import add_locat
 from locatvit.backbones.checkpoint import Weights
 from locatvit.backbones.registry import MODELS, TRANSFORMERS, check_name, create_model
 from locatvit.config import LocAtConfig
-from locatvit.data import Split, Task, open_dataset
+from locatvit.data import ImageDataset, Split, Task, open_dataset
 from locatvit.data.loader import Loader, make_loader
 from locatvit.errors import LocAtError
 from locatvit.recipes.config import DataConfig, ModelConfig
@@ -76,6 +77,7 @@ def build_loader(
     num_workers: int,
     seed: int,
     training: bool | None = None,
+    wrap: Callable[[ImageDataset], ImageDataset] | None = None,
 ) -> Loader:
     """The loader of one split, with no more workers than there are cores: more would wait for each other.
 
@@ -84,6 +86,7 @@ def build_loader(
         task, split, transform: see ``open_dataset``.
         batch_size, num_workers, seed: see ``make_loader``.
         training: shuffle, and leave out an incomplete last batch; None for the training split alone.
+        wrap: the data set to one that stands before it.
 
     Raises:
         LocAtError: the data cannot be opened; see ``open_dataset`` and ``make_loader``.
@@ -91,7 +94,7 @@ def build_loader(
     options = data.train_options if split == "train" else data.val_options
     dataset = open_dataset(data.name, task=task, split=split, root=data.root, transform=transform, **options)
     return make_loader(
-        dataset,
+        dataset if wrap is None else wrap(dataset),
         batch_size=batch_size,
         training=split == "train" if training is None else training,
         num_workers=min(num_workers, _num_cores()),

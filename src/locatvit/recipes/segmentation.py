@@ -36,7 +36,7 @@ from locatvit.recipes.backbone import (
 from locatvit.recipes.config import SegmentRun
 from locatvit.recipes.folder import RunFolder, fingerprint, plain_data
 from locatvit.recipes.run import ModelPlan, batch_share, describe_data
-from locatvit.recipes.segmentation_features import CACHE_FOLDER, FeatureSource, make_cache, use_cache
+from locatvit.recipes.segmentation_features import CACHE_FOLDER, FeatureSource, make_cache
 from locatvit.recipes.segmentation_measure import Measure, split_loader
 from locatvit.results import Result, environment
 from locatvit.storage import write_bytes
@@ -146,20 +146,22 @@ def _training_images(
     run: SegmentRun, features_fn: FeaturesFn, model: dict[str, Any], accelerator: Accelerator
 ) -> _Images:
     assert run.protocol.batch_size is not None, "resolved"
-    loader = split_loader(run, "train", batch_share(run.protocol.batch_size, accelerator.num_processes))
+    device, batch_size = accelerator.device, batch_share(run.protocol.batch_size, accelerator.num_processes)
     # the width of one image's features: no kind of host need be asked, and nothing is kept before the run is accepted
-    image, _ = loader.dataset[(0, 0)]
-    width = features_fn(image[None].to(accelerator.device)).patches.shape[-1]
     if run.augment.random:
+        loader = split_loader(run, "train", batch_size)
+        image, _ = loader.dataset[(0, 0)]
+        width = features_fn(image[None].to(device)).patches.shape[-1]
         return _Images(loader, lambda batch: (features_fn(batch[0]), batch[1]), width)
-    images = use_cache(loader, make_cache(run, "train", model, accelerator.device))
-    source = FeatureSource(images, features_fn, accelerator.device)
+    cache = make_cache(run, "train", model, device)
+    loader, source = split_loader(run, "train", batch_size, cache), FeatureSource(cache, features_fn, device)
+    _, content = loader.dataset[(0, 0)]
 
     def known(batch: Any) -> tuple[Features, Tensor]:
         seen, masks = source(batch)
         return seen.features, masks
 
-    return _Images(loader, known, width)
+    return _Images(loader, known, source.look(content)[0].features.patches.shape[-1])
 
 
 def _head(run: SegmentRun, images: _Images, accelerator: Accelerator) -> PatchHead:

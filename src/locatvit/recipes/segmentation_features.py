@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 
 from locatvit.data import ImageDataset, Split
 from locatvit.data.loader import Loader
-from locatvit.data.spec import DataSpec
 from locatvit.evaluation.config import SegmentationConfig
 from locatvit.evaluation.extract import FeaturesFn
 from locatvit.evaluation.feature_cache import GIB, FeatureCache, from_entry, to_entry
@@ -28,7 +27,7 @@ CACHE_FOLDER = "features"
 
 _WHOLE = SegmentationConfig("locat", window_size=0)
 
-Sample = dict[str, Tensor]
+Sample = tuple[str, dict[str, Tensor]]
 Batch = dict[str, Any]
 
 
@@ -60,7 +59,7 @@ def make_cache(run: SegmentRun, split: Split, model: dict[str, Any], device: tor
 
 
 class CachedImages(Dataset[Sample]):
-    """A data set whose items are what is known of an image: its entry of the cache, else image and mask.
+    """A data set whose items are the key of an image, and what is known of it: its entry, else image and mask.
 
     Args:
         dataset: with its transform, which must give the same for an image every time.
@@ -68,40 +67,36 @@ class CachedImages(Dataset[Sample]):
     """
 
     def __init__(self, dataset: ImageDataset, cache: FeatureCache) -> None:
-        self.dataset, self.cache = dataset, cache
-        self.transform = dataset.transform
-
-    @property
-    def spec(self) -> DataSpec:
-        """The spec of the wrapped data set."""
-        return self.dataset.spec
+        self._dataset, self._cache = dataset, cache
+        self.spec, self.transform = dataset.spec, dataset.transform
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self._dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = {"index": torch.tensor(index)}
-        entry = self.cache.read(self.cache.key(self.identity(index)))
+        # taken before the image is read: if that changes meanwhile, this names the one that is gone
+        key = self._cache.key(self._identity(index))
+        entry = self._cache.read(key)
         if entry is None:
-            image, mask = self.dataset[index]
+            image, mask = self._dataset[index]
             entry = {"image": image, "mask": mask}
-        return sample | entry
+        return key, entry
 
     def describe(self, index: int) -> str:
         """As the wrapped data set."""
-        return self.dataset.describe(index)
+        return self._dataset.describe(index)
 
-    def identity(self, index: int) -> str:
+    def _identity(self, index: int) -> str:
         """Which image: its files with size and time of change; of data without files what ``describe`` says."""
-        files = getattr(self.dataset, "pairs", None)
+        files = getattr(self._dataset, "pairs", None)
         paths = [Path(path) for path in files[index]] if files is not None else []
         stats = [path.stat() for path in paths]
         return repr([self.describe(index), index] + [(stat.st_size, stat.st_mtime_ns) for stat in stats])
 
 
 def collate_samples(samples: list[Sample]) -> Batch:
-    """A batch whose samples stay apart: some may be known and others not. ``index`` shows how many there are."""
-    return {"index": torch.stack([sample["index"] for sample in samples]), "samples": samples}
+    """A batch whose samples stay apart: some may be known and others not. ``place`` shows how many there are."""
+    return {"place": torch.arange(len(samples)), "samples": samples}
 
 
 @dataclass(frozen=True)
@@ -112,30 +107,35 @@ class FeatureSource:
     comes in, nor on what the cache holds.
 
     Attributes:
-        images: the data set.
+        cache: that of the images.
         features_fn: the backbone's.
         device: the backbone's.
         config: how a test image is shown; whole by default.
     """
 
-    images: CachedImages
+    cache: FeatureCache
     features_fn: FeaturesFn
     device: torch.device
     config: SegmentationConfig = _WHOLE
 
     def __call__(self, batch: Batch) -> tuple[Seen, Tensor]:
         """What the backbone sees of a batch, and the masks ``[B, H, W]``, both on the device."""
-        found = [self._one(sample) for sample in batch["samples"]]
+        found = [self._kept(key, content) for key, content in batch["samples"]]
         return _together([seen for seen, _ in found]), torch.stack([mask for _, mask in found])
 
-    def _one(self, sample: Sample) -> tuple[Seen, Tensor]:
-        if "image" not in sample:
-            return from_entry({name: value.to(self.device) for name, value in sample.items()})
+    def _kept(self, key: str, content: dict[str, Tensor]) -> tuple[Seen, Tensor]:
+        seen, mask = self.look(content)
+        if "image" in content:
+            self.cache.write(key, to_entry(seen, content["mask"]))
+        return seen, mask
+
+    def look(self, content: dict[str, Tensor]) -> tuple[Seen, Tensor]:
+        """What the backbone sees of one image, and its mask, both on the device; nothing is kept."""
+        if "image" not in content:
+            return from_entry({name: value.to(self.device) for name, value in content.items()})
         with torch.autocast(self.device.type, enabled=False):
-            seen = see(self.features_fn, sample["image"][None].to(self.device), self.config)
-        cache = self.images.cache
-        cache.write(cache.key(self.images.identity(int(sample["index"]))), to_entry(seen, sample["mask"]))
-        return seen, sample["mask"].to(self.device)
+            seen = see(self.features_fn, content["image"][None].to(self.device), self.config)
+        return seen, content["mask"].to(self.device)
 
 
 def _together(seen: list[Seen]) -> Seen:
@@ -146,15 +146,6 @@ def _together(seen: list[Seen]) -> Seen:
     cls = None if features[0].cls is None else torch.cat([each.cls for each in features if each.cls is not None])
     prefix, patches = (torch.cat(parts) for parts in zip(*((f.prefix, f.patches) for f in features), strict=True))
     return Seen(Features(cls, prefix, patches, features[0].grid_size), seen[0].windows, seen[0].image_size)
-
-
-def use_cache(loader: Loader, cache: FeatureCache) -> CachedImages:
-    """Let ``loader`` give batches of ``CachedImages``; returns these."""
-    tolerant = loader.dataset.dataset
-    images = CachedImages(tolerant.dataset, cache)
-    tolerant.dataset = images  # type: ignore[assignment]  # items that a protocol reads, not pairs
-    loader.collate_fn = collate_samples
-    return images
 
 
 @dataclass(frozen=True)

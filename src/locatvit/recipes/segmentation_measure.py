@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,23 @@ from locatvit.data import Split, open_dataset
 from locatvit.data.loader import Loader
 from locatvit.data.transforms import segmentation_transform
 from locatvit.evaluation.extract import FeaturesFn
+from locatvit.evaluation.feature_cache import FeatureCache
 from locatvit.evaluation.segmentation import evaluate_segmentation
 from locatvit.recipes.config import SegmentRun
 from locatvit.recipes.run import build_loader
-from locatvit.recipes.segmentation_features import FeatureSource, SeenBatches, make_cache, use_cache
+from locatvit.recipes.segmentation_features import (
+    CachedImages,
+    FeatureSource,
+    SeenBatches,
+    collate_samples,
+    make_cache,
+)
 from locatvit.recipes.segmentation_sheets import SheetCollector
 
 
-def split_loader(run: SegmentRun, split: Split, batch_size: int) -> Loader:
-    """The images and masks of one split, transformed for the protocol."""
-    return build_loader(
+def split_loader(run: SegmentRun, split: Split, batch_size: int, cache: FeatureCache | None = None) -> Loader:
+    """The images and masks of one split, transformed for the protocol; with a cache, batches of ``CachedImages``."""
+    loader = build_loader(
         run.data,
         "segmentation",
         split,
@@ -29,7 +37,11 @@ def split_loader(run: SegmentRun, split: Split, batch_size: int) -> Loader:
         batch_size=batch_size,
         num_workers=run.protocol.num_workers,
         seed=run.protocol.seed,
+        wrap=None if cache is None else partial(CachedImages, cache=cache),
     )
+    if cache is not None:
+        loader.collate_fn = collate_samples
+    return loader
 
 
 class Measure:
@@ -37,18 +49,19 @@ class Measure:
 
     def __init__(self, run: SegmentRun, features_fn: FeaturesFn, model: dict[str, Any], device: torch.device) -> None:
         self._run, self._features_fn, self._device = run, features_fn, device
-        # images are measured in their own aspect, so no two of them make a batch
-        self.loader = split_loader(run, "val", 1)
         self.head: nn.Module | None = None
-        self._batches: Any = self.loader
         self._per_class: dict[str, float | None] | None = None
         self._sheets: SheetCollector | None = None
         protocol = run.protocol
         assert protocol.num_updates is not None, "resolved"
         assert protocol.evaluate_every is not None, "resolved"
-        if run.cache.max_gib and (run.cache.dir is not None or protocol.evaluate_every < protocol.num_updates):
-            images = use_cache(self.loader, make_cache(run, "val", model, device))
-            self._batches = SeenBatches(self.loader, FeatureSource(images, features_fn, device, protocol))
+        is_worth = run.cache.max_gib and (run.cache.dir is not None or protocol.evaluate_every < protocol.num_updates)
+        cache = make_cache(run, "val", model, device) if is_worth else None
+        # images are measured in their own aspect, so no two of them make a batch
+        self.loader = split_loader(run, "val", 1, cache)
+        self._batches: Any = self.loader
+        if cache is not None:
+            self._batches = SeenBatches(self.loader, FeatureSource(cache, features_fn, device, protocol))
 
     def __call__(self) -> dict[str, float]:
         spec, count = self.loader.spec, self._run.sheets
