@@ -60,5 +60,5 @@ def use_dense_gaussian(model: nn.Module) -> nn.Module:
     """Let every GAug of a model make its bias by ``dense_gaussian``; the rest of the model, PRR too, stays as it is."""
     for module in model.modules():
         if isinstance(module, GAug):
-            module.kernel = replace(module.kernel, factors=None, values=dense_gaussian)
+            module.kernel = replace(module.kernel, values=dense_gaussian)
     return model

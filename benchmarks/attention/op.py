@@ -15,10 +15,9 @@ from benchmarks.attention.checks import Results, check, errors
 from benchmarks.attention.contenders import DENSE, PLAIN, dtype_of, kernels_of, taking_part
 from benchmarks.attention.dense import dense_attention
 from locatvit.analysis.timing import Step
-from locatvit.ops import gaug_attention
+from locatvit.ops import Gaussian, gaussian_attention
 from locatvit.ops.attention import Request
 from locatvit.ops.attention.reference import repeated
-from locatvit.ops.distance import gaussian_factors
 
 _CHECKED_PAIRS = 4
 _CHECKED_WHOLE = 1 << 24  # logits
@@ -81,11 +80,8 @@ def attend(case: OpCase, contender: str, inputs: Inputs) -> Tensor:
     prefix = case.num_prefix_tokens
     if contender == DENSE:
         return dense_attention(*inputs, grid_size=case.grid_size, num_prefix_tokens=prefix)
-    row_factor, column_factor = gaussian_factors(variance, case.grid_size)
-    row_factor = row_factor * alpha[..., None]
-    return gaug_attention(
-        q, k, v, row_factor, column_factor, num_prefix_tokens=prefix, attn_bias=attn_bias, backend=contender
-    )
+    gaussian = Gaussian(variance, alpha, case.grid_size)
+    return gaussian_attention(q, k, v, gaussian, num_prefix_tokens=prefix, attn_bias=attn_bias, backend=contender)
 
 
 def make_step(case: OpCase, contender: str, device: torch.device) -> Step:

@@ -65,7 +65,7 @@ def _markdown(outcomes: Sequence[Outcome], environment: dict[str, Any], command:
     versions = environment["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "timm") if versions[name])
     where = f"{environment['device']} ({environment['processor']}), {environment['precision']}"
-    process = "started process" if environment["device"].startswith("cpu") else "device before"
+    process = "started process, which gives memory back as soon as it is free" if environment["device"].startswith("cpu") else "device before"
     parts = [
         "# Cost of LocAt",
         f"`{command}`: {where}, {environment['date']}, commit {environment['commit']}, {named}.",

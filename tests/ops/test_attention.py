@@ -44,8 +44,7 @@ def _expected(q, k, v, row, column, prefix, attn_bias=None):
 def _budget(request, monkeypatch):
     """Once as it is, once with a budget so small that even small shapes are cut into pieces."""
     if request.param == "cut":
-        monkeypatch.setattr(pieces, "_FORWARD_BYTES", 3000)
-        monkeypatch.setattr(pieces, "_BACKWARD_BYTES", 3000)
+        monkeypatch.setattr(pieces, "_PIECE_BYTES", 3000)
         monkeypatch.setattr(plan, "_QUERY_BLOCK", 8)
 
 
@@ -108,8 +107,7 @@ def test_bfloat16_is_within_twice_plain_attention(backend):
 def test_a_bias_of_the_windows_of_one_image(backend, pieces, batch, windows, monkeypatch):
     """Swin's mask: [windows, H, L, L] for a batch of images in windows."""
     if pieces == "small":  # a piece then begins and ends anywhere in the period
-        monkeypatch.setattr("locatvit.ops.attention.pieces._FORWARD_BYTES", 8 * 35 * 35 * 4)
-        monkeypatch.setattr("locatvit.ops.attention.pieces._BACKWARD_BYTES", 8 * 35 * 35 * 4)
+        monkeypatch.setattr("locatvit.ops.attention.pieces._PIECE_BYTES", 8 * 35 * 35 * 4)
     inputs = _inputs((5, 7), 0, batch=batch)
     attn_bias = torch.randn(windows, 3, 35, 35, dtype=torch.float64, requires_grad=True)
     out = gaug_attention(*inputs, num_prefix_tokens=0, attn_bias=attn_bias, backend=backend)

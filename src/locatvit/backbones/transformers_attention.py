@@ -114,13 +114,12 @@ def _biases(
     if locality.passed:
         x, projected = locality.passed.pop()
         query = projected.unflatten(-1, (-1, query.shape[-1])).transpose(1, 2)
-        x = x[:, first:]
     allowed = None
     if excluded is not None and gaug.config.alpha == "auto":
         allowed = ~excluded[..., first:]
         allowed = allowed[..., first:, :] if allowed.shape[-2] > 1 else allowed
-    query, key = query[:, :, first:], key[:, :, first:]
-    bias = gaug(query, locality.grid.of(query.shape[2], first), k=key, x=x, allowed=allowed)
+    grid_size = locality.grid.of(query.shape[2] - first, first)
+    bias = gaug(query, grid_size, num_prefix_tokens=first, k=key, x=x, allowed=allowed)
     if isinstance(bias, Gaussian):
         return bias, attn_bias
     dense = F.pad(bias, (first, 0, first, 0)).to(query.dtype)

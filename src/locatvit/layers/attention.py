@@ -90,12 +90,12 @@ class LocalityAttention(nn.Module):
     def locality_bias(self, q: Tensor, k: Tensor, x: Tensor, attn_bias: Tensor | None) -> Gaussian | Tensor:
         """GAug's bias of the patches, from normed and not yet rotated queries and keys, and what excludes keys."""
         first = self.num_prefix_tokens
-        q, k, x = q[:, :, first:], k[:, :, first:], x[:, first:]
         allowed = None
         if attn_bias is not None and self.gaug.config.alpha == "auto":  # what is excluded must not count in its mean
             allowed = attn_bias[..., first:] > float("-inf")
             allowed = allowed[..., first:, :] if allowed.shape[-2] > 1 else allowed
-        return self.gaug(q, self.grid_of(q.shape[2]), k=k, x=x, allowed=allowed)
+        grid_size = self.grid_of(q.shape[2] - first)
+        return self.gaug(q, grid_size, num_prefix_tokens=first, k=k, x=x, allowed=allowed)
 
     def grid_of(self, num_patches: int) -> GridSize:
         """The present grid, of ``num_patches`` patches."""

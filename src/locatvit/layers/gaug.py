@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from locatvit.config import LocAtConfig
 from locatvit.grid import GridSize
 from locatvit.ops.distance import KERNELS, Gaussian
+from locatvit.ops.narrow_linear import narrow_linear
 
 # The exponent -1/2 D / variance of the furthest patch must fit float16 (details of the authors' code, section 1).
 _FLOAT16_EXPONENT = 32_500.0
@@ -85,11 +86,12 @@ class GAug(nn.Module):
 
     def forward(
         self,
-        q: Float[Tensor, "B H N K"],
+        q: Float[Tensor, "B H L K"],
         grid_size: GridSize,
         *,
-        k: Float[Tensor, "B H N K"] | None = None,
-        x: Float[Tensor, "B N D"] | None = None,
+        num_prefix_tokens: int = 0,
+        k: Float[Tensor, "B H L K"] | None = None,
+        x: Float[Tensor, "B L D"] | None = None,
         allowed: Bool[Tensor, ...] | None = None,
     ) -> Gaussian | Float[Tensor, "B H N N"]:
         """alpha times G (Eqs. 8-10): as the numbers that make it, or where the kernel does not separate, itself.
@@ -97,14 +99,17 @@ class GAug(nn.Module):
         In at least float32.
 
         Args:
-            q: queries of the patches, after bias and q-norm, before rotation and scaling; no prefix tokens.
-            grid_size: (h, w) of these patches.
-            k: their keys, for ``alpha="auto"``.
-            x: their tokens at the attention's input, for ``variance="input"``.
-            allowed: which keys a mask leaves to a query, for ``alpha="auto"``; broadcastable to [B, H, N, N].
+            q: queries, after bias and q-norm, before rotation and scaling; the prefix first, then the patches.
+            grid_size: (h, w) of the patches.
+            num_prefix_tokens: tokens before the patches, which get no bias.
+            k: the keys, for ``alpha="auto"``.
+            x: the tokens at the attention's input, for ``variance="input"``.
+            allowed: which patches a mask leaves to a patch, for ``alpha="auto"``; broadcastable to [B, H, N, N].
         """
         with _without_autocast(q.device.type):
-            variance, alpha = self.variance_and_alpha(q, grid_size, k=k, x=x, allowed=allowed)
+            variance, alpha = self.variance_and_alpha(
+                q, grid_size, num_prefix_tokens=num_prefix_tokens, k=k, x=x, allowed=allowed
+            )
             if self.log_var is not None and self.variance_floor:
                 variance = variance + self.variance_floor
             if self.kernel.values is not None:
@@ -115,19 +120,21 @@ class GAug(nn.Module):
 
     def variance_and_alpha(
         self,
-        q: Float[Tensor, "B H N K"],
+        q: Float[Tensor, "B H L K"],
         grid_size: GridSize,
         *,
-        k: Float[Tensor, "B H N K"] | None = None,
-        x: Float[Tensor, "B N D"] | None = None,
+        num_prefix_tokens: int = 0,
+        k: Float[Tensor, "B H L K"] | None = None,
+        x: Float[Tensor, "B L D"] | None = None,
         allowed: Bool[Tensor, ...] | None = None,
     ) -> tuple[Float[Tensor, "B H N W"], Float[Tensor, "B H N"]]:
-        """Variance (or width) before the floor is added, and alpha.
+        """Variance (or width) before the floor is added, and alpha, of the patches.
 
         The variances are those of row and column in patches², W = 2; or one for both, W = 1. What is fixed is a view
         of one number.
         """
-        variance_logits, alpha_logits = self._logits(q, x)
+        first = num_prefix_tokens
+        variance_logits, alpha_logits = self._logits(q, x, first)
         scale = self.variance_scale(grid_size)
         if variance_logits is None:
             fixed = float(self.config.variance) * scale
@@ -138,20 +145,23 @@ class GAug(nn.Module):
             return variance, self._positive(alpha_logits)
         if self.config.alpha == "auto":
             assert k is not None, "alpha='auto' needs the keys"
-            return variance, mean_logit_size(q, k, allowed)
-        return variance, torch.ones((), dtype=_precise(q), device=q.device).expand(q.shape[:-1])
+            return variance, mean_logit_size(q[:, :, first:], k[:, :, first:], allowed)
+        return variance, torch.ones((), dtype=_precise(q), device=q.device).expand(q[:, :, first:].shape[:-1])
 
-    def _logits(self, q: Tensor, x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What the linear layers give, [B, H, N, W] and [B, H, N]; None where there is no layer."""
+    def _logits(self, q: Tensor, x: Tensor | None, first: int) -> tuple[Tensor | None, Tensor | None]:
+        """What the linear layers give, [B, H, N, W] and [B, H, N]; None where there is no layer.
+
+        Prefix tokens are left out of what comes out, which is small, and not of what goes in.
+        """
         from_query = self.log_var is not None and self.config.variance != "input"
         layers = [layer for layer in (self.log_var if from_query else None, self.log_alpha) if layer is not None]
-        logits = _linear(q, layers) if layers else q
+        logits = _linear(q, layers)[:, :, first:] if layers else q
         variance_logits = logits[..., : self.num_widths] if from_query else None
         if self.config.variance == "input":
             assert x is not None
             assert self.log_var is not None
             # heads * W outputs of each token, head by head
-            by_head = _linear(x, [self.log_var]).unflatten(-1, (q.shape[1], self.num_widths))
+            by_head = _linear(x[:, None], [self.log_var])[:, 0, first:].unflatten(-1, (q.shape[1], self.num_widths))
             variance_logits = by_head.transpose(1, 2)
         return variance_logits, logits[..., -1] if self.log_alpha is not None else None
 
@@ -206,14 +216,9 @@ def mean_logit_size(
     return q.norm(dim=-1) * (sizes.mean(dim=-1) * q.shape[-1] ** -0.5)
 
 
-def _linear(x: Tensor, layers: list[nn.Linear]) -> Tensor:
-    """All outputs of the layers for x, side by side, in at least float32: half has no room for the exponents to come.
-
-    Each output is a plane of patches in memory: one copy here is cheaper than strided reading in what follows.
-    """
-    dtype = _precise(x)
-    weight, bias = (_joined([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-    return F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype)).mT.contiguous().mT
+def _linear(x: Float[Tensor, "B H L K"], layers: list[nn.Linear]) -> Float[Tensor, "B H L O"]:
+    """All outputs of the layers, side by side, in at least float32: half has no room for the exponents to come."""
+    return narrow_linear(x, *(_joined([getattr(layer, name) for layer in layers]) for name in ("weight", "bias")))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

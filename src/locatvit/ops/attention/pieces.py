@@ -16,10 +16,9 @@ from torch import Tensor
 from locatvit.ops.attention.plan import Logits, Piece, Plan, compute_dtype, room
 from locatvit.ops.attention.request import empty_like_tokens
 
-# Bytes of logits that are alive at a time, measured on 2 cores with 1 MiB of L2 cache each and 32 MiB of L3 between
-# them.
-_FORWARD_BYTES = 5 << 20
-_BACKWARD_BYTES = 9 << 20
+# Bytes of the logits of a piece, of which the backward pass has two rooms: measured on 2 cores with 1 MiB of L2 cache
+# each and 32 MiB of L3 between them.
+_PIECE_BYTES = 5 << 20
 
 
 class _Parts(NamedTuple):
@@ -137,7 +136,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """softmax(q kᵀ · scale + S + attn_bias) v, [B, H, L, K], and the softmax if it is to be kept, piece by piece."""
     out, kept = empty_like_tokens(q), _empty_weights(q, keep)
-    plan = Plan(q, num_prefix_tokens, _FORWARD_BYTES)
+    plan = Plan(q, num_prefix_tokens, _PIECE_BYTES)
     rooms, may_exclude_all = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q)), _may_exclude_all(attn_bias)
     for piece, parts, part in zip(plan.pieces, _cut(plan, q, k, v, row, column), plan.of_queries(out), strict=True):
         weights = rooms.kept(kept, piece, parts) if keep else rooms.named("weights", piece, parts)
@@ -181,7 +180,7 @@ def backward(
     if needs[5]:
         grads[5].zero_()
     is_kept = kept.numel() > 0
-    plan = Plan(q, num_prefix_tokens, _FORWARD_BYTES if is_kept else _BACKWARD_BYTES)
+    plan = Plan(q, num_prefix_tokens, _PIECE_BYTES)
     rooms, parts_of_grads = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q)), _gradient_parts(plan, grads)
     grads_out, may_exclude_all = plan.of_queries(grad_out), not is_kept and _may_exclude_all(attn_bias)
     for index, (piece, parts) in enumerate(zip(plan.pieces, _cut(plan, q, k, v, row, column), strict=True)):
