@@ -15,10 +15,12 @@ from benchmarks.attention.checks import Results, check, errors
 from benchmarks.attention.contenders import DENSE, PLAIN, dtype_of, kernels_of, taking_part
 from benchmarks.attention.dense import dense_attention
 from locatvit.analysis.timing import Step
-from locatvit.ops import Gaussian, gaussian_attention
+from locatvit.ops import Gaussian, gaug_attention, gaussian_attention
 from locatvit.ops.attention import Request
 from locatvit.ops.attention.reference import repeated
 
+FACTORS = "triton, factors"
+"""The kernels by their other entry: the factors are made first, and read."""
 _CHECKED_PAIRS = 4
 _CHECKED_WHOLE = 1 << 24  # logits
 
@@ -41,13 +43,17 @@ class Inputs(NamedTuple):
 
 
 def contenders(case: OpCase, device: torch.device) -> tuple[str, ...]:
-    """See ``taking_part``."""
+    """See ``taking_part``; the fused kernels by both of their entries."""
     windows = (case.num_windows, case.num_heads, case.num_tokens, case.num_tokens) if case.num_windows else None
     request = Request(
         device.type, dtype_of(case), case.head_dim, case.num_tokens, case.num_prefix_tokens, case.grid_size,
         attn_bias_shape=windows, attn_bias_needs_grad=case.train and windows is not None, needs_grad=case.train,
     )  # fmt: skip
-    return taking_part(case, [request])
+    names = taking_part(case, [request])
+    if "triton" not in names:
+        return names
+    place = names.index("triton") + 1
+    return (*names[:place], FACTORS, *names[place:])
 
 
 def make_inputs(case: OpCase, device: torch.device) -> Inputs:
@@ -81,6 +87,10 @@ def attend(case: OpCase, contender: str, inputs: Inputs) -> Tensor:
     if contender == DENSE:
         return dense_attention(*inputs, grid_size=case.grid_size, num_prefix_tokens=prefix)
     gaussian = Gaussian(variance, alpha, case.grid_size)
+    if contender == FACTORS:
+        return gaug_attention(
+            q, k, v, *gaussian.factors(), num_prefix_tokens=prefix, attn_bias=attn_bias, backend="triton"
+        )
     return gaussian_attention(q, k, v, gaussian, num_prefix_tokens=prefix, attn_bias=attn_bias, backend=contender)
 
 

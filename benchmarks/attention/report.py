@@ -23,7 +23,8 @@ TITLES = {
     "model": "Whole models",
 }
 _EXPLANATIONS = {
-    "op": "From queries, keys, values, variances and alpha to the output: with LocAt the factors are made, too.",
+    "op": "From queries, keys, values, variances and alpha to the output: with LocAt the exponentials are evaluated, too; in "
+    "`triton, factors` they are made first and the kernels read them.",
     "windows": "7 x 7 windows, 64 an image, with the relative positions' bias and the mask added in all of them.",
     "prr": "A classifier reads the [CLS] row of the refined tokens: that row alone, over all rows.",
     "model": "A timm model with LocAt over the same model without.",
@@ -65,13 +66,14 @@ def _markdown(outcomes: Sequence[Outcome], environment: dict[str, Any], command:
     versions = environment["versions"]
     named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "timm") if versions[name])
     where = f"{environment['device']} ({environment['processor']}), {environment['precision']}"
-    process = "started process, which gives memory back as soon as it is free" if environment["device"].startswith("cpu") else "device before"
+    on_cpu = environment["device"].startswith("cpu")
+    process = "started process, which gives memory back as soon as it is free" if on_cpu else "device before"
     parts = [
         "# Cost of LocAt",
         f"`{command}`: {where}, {environment['date']}, commit {environment['commit']}, {named}.",
         _HEAD.format(process=process, dense=DENSE),
     ]
-    if environment["device"].startswith("cpu"):
+    if on_cpu:
         parts.append("Memory of `flex` on a CPU is not told: its compiler's would be in it, as its time is not.")
     if environment["device"] in DEVICES:
         parts.append(_limits_explained(environment["device"]))
