@@ -23,8 +23,10 @@ TITLES = {
     "model": "Whole models",
 }
 _EXPLANATIONS = {
-    "op": "From queries, keys, values, variances and alpha to the output: with LocAt the exponentials are evaluated, too; in "
-    "`triton, factors` they are made first and the kernels read them.",
+    "op": (
+        "From queries, keys, values, variances and alpha to the output: with LocAt exponentials are evaluated, too; "
+        "in `triton, factors` they are made first and the kernels read them."
+    ),
     "windows": "7 x 7 windows, 64 an image, with the relative positions' bias and the mask added in all of them.",
     "prr": "A classifier reads the [CLS] row of the refined tokens: that row alone, over all rows.",
     "model": "A timm model with LocAt over the same model without.",
