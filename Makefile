@@ -2,14 +2,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
+TESTS ?=  # none named are all; for a part of them: make test TESTS=tests/ops
 
-.PHONY: quickstart test lint types check benchmark clean help
+.PHONY: quickstart test test-oldest lint types check benchmark clean help
 
 quickstart: $(VENV)/.installed  ## train a small ViT with LocAt and without, compare them on one page
 	$(BIN)/locatvit quickstart
 
 test: $(VENV)/.installed-dev  ## all tests, the slow ones too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
+
+test-oldest: $(OLDEST)/versions.txt  ## the same with the lowest versions that pyproject.toml promises
+	PIP_CONSTRAINT=$< PYTEST_ADDOPTS='-W default::DeprecationWarning' $(MAKE) test VENV=$(OLDEST)
 
 lint: $(VENV)/.installed-dev  ## style of the code
 	$(BIN)/ruff check src tests benchmarks
@@ -36,8 +41,12 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+$(OLDEST)/versions.txt: pyproject.toml
+	@mkdir -p $(@D)
+	grep -oE '"[A-Za-z0-9_-]+(\[[a-z,]+\])?>=[0-9.]+' $< | sed -E 's/"|\[.*\]//g; s/>=/==/' | sort -u > $@
+
 clean:  ## remove the environment and what tools leave behind
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14

@@ -32,7 +32,7 @@ def read_matlab(
         raise LocAtError(f"{path} is a MATLAB file, which scipy reads; run: pip install 'locatvit[data]'") from error
     try:
         content = loadmat(str(path), variable_names=[variable])
-    except (MatReadError, OSError, ValueError, TypeError, NotImplementedError, EOFError) as error:
+    except (MatReadError, OSError, ValueError, TypeError, NotImplementedError, EOFError, IndexError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise LocAtError(f"{path} cannot be read as a MATLAB file: {reason}; download it again") from error
     try:
