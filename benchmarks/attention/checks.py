@@ -24,7 +24,9 @@ def errors(got: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, 
     }
 
 
-def check(case: str, contender: str, got: Results, truth: Results, plain: Mapping[str, float]) -> None:
+def check(
+    case: str, contender: str, got: Results, truth: Results, plain: Mapping[str, float], *, times_plain: float = 2
+) -> None:
     """Raise ``LocAtError`` for the first result that is too far off.
 
     Args:
@@ -32,10 +34,11 @@ def check(case: str, contender: str, got: Results, truth: Results, plain: Mappin
         got: of the contender.
         truth: the same in float64.
         plain: how far plain attention is off in the contender's precision, by the same names where it has them.
+        times_plain: how many times that is allowed in half precision.
     """
     precise = got["output"].dtype == torch.float32
     for name, error in errors(got, truth).items():
-        allowed = _TOLERANCE if precise else 2 * plain.get(name, max(plain.values()))
+        allowed = _TOLERANCE if precise else times_plain * plain.get(name, max(plain.values()))
         refuse(case, contender, name, error, allowed)
 
 

@@ -328,3 +328,19 @@ def test_a_gaussian_that_does_not_fit_is_refused():
     ):
         with pytest.raises(LocAtError, match=message):
             gaussian_attention(q, k, v, wrong, num_prefix_tokens=1)
+
+
+def test_the_gradient_of_a_shared_bias_is_rounded_once(monkeypatch):
+    """A sum over the pieces of sixty images: in half precision what is added later would be lost."""
+    monkeypatch.setattr(pieces, "_PIECE_BYTES", 3000)
+    q, k, v, row, column = (x.detach().bfloat16() for x in _inputs((3, 5), 1, torch.float32, batch=60))
+    attn_bias = torch.randn(1, 3, 16, 16).bfloat16().requires_grad_()
+    cotangent = torch.randn(60, 3, 16, 13).bfloat16()
+    grads = []
+    for backend, dtype in (("sdpa", torch.bfloat16), ("reference", torch.float64)):
+        bias = attn_bias.to(dtype)
+        tensors = [x.to(dtype) for x in (q, k, v, row, column)]
+        out = gaug_attention(*tensors, num_prefix_tokens=1, attn_bias=bias, backend=backend)
+        grads.append(torch.autograd.grad(out, attn_bias if dtype == torch.bfloat16 else bias, cotangent.to(dtype))[0])
+    error = (grads[0].double() - grads[1]).abs().max() / grads[1].abs().max()
+    assert error <= 2**-8  # one rounding to bfloat16

@@ -199,7 +199,7 @@ def backward(
         if needs[5]:
             for part, grad in plan.with_bias(piece, grad_logits.whole, grads[5]):
                 grad += part.sum_to_size(grad.shape)
-    return [*(grad.to(q.dtype) for grad in grads[:3]), *grads[3:]]
+    return _rounded(grads, q, attn_bias)
 
 
 def _empty_gradients(
@@ -207,8 +207,17 @@ def _empty_gradients(
 ) -> list[Tensor]:
     tokens = [q.new_empty(q.shape, dtype=compute_dtype(q)) if need else row.new_empty(0) for need in needs[:3]]
     factors = [torch.empty_like(x) if needs[3] or needs[4] else row.new_empty(0) for x in (row, column)]
-    of_bias = torch.empty_like(attn_bias) if needs[5] and attn_bias is not None else row.new_empty(0)
+    of_bias = row.new_empty(0)
+    if needs[5] and attn_bias is not None:
+        # a sum over many pieces: in half precision it would lose what the later ones add
+        of_bias = torch.empty_like(attn_bias, dtype=compute_dtype(attn_bias))
     return [*tokens, *factors, of_bias]
+
+
+def _rounded(grads: list[Tensor], q: Tensor, attn_bias: Tensor | None) -> list[Tensor]:
+    """In the precision of what they belong to."""
+    of_bias = grads[5] if attn_bias is None else grads[5].to(attn_bias.dtype)
+    return [*(grad.to(q.dtype) for grad in grads[:3]), *grads[3:5], of_bias]
 
 
 def _gradient_parts(plan: Plan, grads: list[Tensor]) -> list[list[Tensor]]:
@@ -281,8 +290,7 @@ def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 @torch.library.register_fake("locatvit::pieces_backward", lib=_library)
 def _(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, row: Tensor, column: Tensor, *rest: Any) -> list[Tensor]:
     attn_bias, needs = rest[0], rest[-1]
-    grads = _empty_gradients(q, row, column, attn_bias, needs)
-    return [*(grad.to(q.dtype) for grad in grads[:3]), *grads[3:]]
+    return _rounded(_empty_gradients(q, row, column, attn_bias, needs), q, attn_bias)
 
 
 class PiecewiseAttention(torch.autograd.Function):
