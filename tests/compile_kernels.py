@@ -1,10 +1,11 @@
-"""Compile every fused kernel for Hopper, which needs no GPU, and print the size of each: run as a program.
+"""Compile every fused kernel for two GPUs, which needs neither, and print the size of each: run as a program.
 
 The interpreter forgives what the compiler does not: types that change in a loop, shapes that are no powers of two.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
 
@@ -12,15 +13,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from locatvit.ops.attention import triton_kernels
-from locatvit.ops.attention.triton import choose_tiles
+from locatvit.ops.attention.triton_tiles import Tiles, choose_tiles
 
-TARGET = GPUTarget("cuda", 90, 32)
+TARGETS = {GPUTarget("cuda", 90, 32): 227 * 1024, GPUTarget("cuda", 89, 32): 99 * 1024}
+"""A GPU for computing and one for graphics, with the shared memory that a program can have there."""
 TOKENS = {"q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v"}
 FLOATS = {"row", "column", "bias", "log_sum", "delta", "numbers", "grad_row", "grad_column", "grad_bias"}
 
 
-def build(name: str, dtype: str, **constants: object) -> None:
-    """Compile one kernel for tokens of ``dtype``; raises what the compiler raises."""
+def build(target: GPUTarget, name: str, dtype: str, tiles: Tiles, **constants: object) -> None:
+    """Compile one kernel for tokens of ``dtype``; raises what the compiler raises, or where a GPU could not hold it."""
     kernel = getattr(triton_kernels, name)
     signature, values = {}, {}
     for place, argument in enumerate(kernel.arg_names):
@@ -30,8 +32,14 @@ def build(name: str, dtype: str, **constants: object) -> None:
             signature[argument] = f"*{dtype}" if argument in TOKENS else "*fp32"
         else:
             signature[argument] = "fp32" if argument in ("scale", "clamp") else "i32"
-    compiled = compile(ASTSource(kernel, signature=signature, constexprs=values), target=TARGET)
-    print(f"compiled {name} {dtype} {constants}: {compiled.metadata.shared} bytes of shared memory", flush=True)
+    options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+    source = ASTSource(kernel, signature=signature, constexprs=values)
+    compiled = compile(source, target=target, options=options)
+    assert compiled.metadata.shared <= TARGETS[target], (name, compiled.metadata.shared)
+    print(
+        f"compiled for sm_{target.arch}: {name} {dtype} {constants}: {compiled.metadata.shared} bytes of shared memory",
+        flush=True,
+    )
 
 
 def main() -> int:
@@ -40,23 +48,29 @@ def main() -> int:
 
     warnings.simplefilter("ignore")
     half, full = torch.bfloat16, torch.float32
-    for grid_size, head_dim, dtype, prefix, bias, gaussian in (
+    shapes = (
         ((14, 14), 64, half, 1, False, True), ((14, 14), 64, half, 1, False, False),
         ((64, 64), 80, half, 5, False, True), ((7, 7), 32, half, 0, True, True),
         ((14, 14), 64, full, 1, False, True), ((5, 37), 8, half, 16, True, False),
-    ):  # fmt: skip
-        tiles, word = choose_tiles("forward", grid_size, head_dim, dtype), "bf16" if dtype == half else "fp32"
+    )  # fmt: skip
+    for target, (grid_size, head_dim, dtype, prefix, bias, gaussian) in itertools.product(TARGETS, shapes):
+        word = "bf16" if dtype == half else "fp32"
         common = {
-            "HEAD_DIM": head_dim, "DEPTH": max(16, 1 << (head_dim - 1).bit_length()), "QUERIES": tiles.queries,
-            "PRECISION": "ieee" if dtype == full else "tf32", "GAUSSIAN": gaussian,
+            "HEAD_DIM": head_dim, "DEPTH": max(16, 1 << (head_dim - 1).bit_length()), "GAUSSIAN": gaussian,
+            "PRECISION": "ieee" if dtype == full else "tf32",
         }  # fmt: skip
-        tiled = {**common, "ROWS": tiles.rows, "COLUMNS": tiles.columns, "HAS_BIAS": bias}
-        by_query = {**tiled, "EVEN": tiles.fit(grid_size), "PREFIX": 16 if prefix else 0}
-        build("forward", word, **by_query)
-        build("backward_queries", word, **by_query, NEEDS_Q=True, NEEDS_FACTORS=True)
-        build("backward_keys", word, **tiled, HAS_PREFIX=prefix > 0)
+        for name, more in (
+            ("forward", {}),
+            ("backward_queries", {"NEEDS_Q": True, "NEEDS_FACTORS": True}),
+            ("backward_keys", {"HAS_PREFIX": prefix > 0}),
+        ):
+            tiles = choose_tiles(name, grid_size, head_dim, dtype, TARGETS[target])
+            sizes = {"QUERIES": tiles.queries, "ROWS": tiles.rows, "COLUMNS": tiles.columns, "HAS_BIAS": bias}
+            if name != "backward_keys":
+                more = {**more, "EVEN": tiles.fit(grid_size), "PREFIX": 16 if prefix else 0}
+            build(target, name, word, tiles, **common, **sizes, **more)
         if bias:
-            build("backward_bias", word, **{**common, "QUERIES": 32}, KEYS=32)
+            build(target, "backward_bias", word, Tiles(32, 1, 32), **common, QUERIES=32, KEYS=32)
     return 0
 
 

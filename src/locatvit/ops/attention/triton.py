@@ -1,7 +1,7 @@
 """The bias in a fused attention kernel on a GPU: nothing of size L x L is ever in memory.
 
-Order of this file: when it can run, tiles, host forward, host backward, registration, autograd, the backend. The
-kernels are in ``triton_kernels.py``, the mathematics in README.md.
+Order of this file: when it can run, host forward, host backward, registration, autograd, the backend. The kernels are
+in ``triton_kernels.py``, the sizes of their launches in ``triton_tiles.py``, the mathematics in README.md.
 
 Of both forms of the bias: ``row`` and ``column`` are its two factors; or, where there is a ``clamp``, the variance
 [B, H, N, 2] and alpha [B, H, N] of a Gaussian, whose exponentials the kernels evaluate. The clamp is the largest
@@ -13,20 +13,20 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from locatvit.ops.attention.request import Request, empty_like_tokens
+from locatvit.ops.attention.triton_tiles import SMALL_SHARED_BYTES, Tiles, choose_tiles
 from locatvit.ops.distance import Gaussian
 
 MAX_HEAD_DIM = 128
 MAX_PREFIX_TOKENS = 16
 """The narrowest tile that a matrix product takes: prefix keys are one tile."""
 _BUSY = 512  # programs that keep a large GPU busy
-_SHORT = 256  # patches; so few tiles of keys have no time to fill a pipeline
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _IS_INSTALLED = importlib.util.find_spec("triton") is not None  # a search of the disk, so once
 
@@ -51,53 +51,6 @@ def why_not(request: Request) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-class Tiles(NamedTuple):
-    """Sizes of one launch: queries and keys (a block of the grid) that a program holds at a time."""
-
-    queries: int
-    rows: int
-    columns: int
-    num_warps: int = 4
-    num_stages: int = 2
-    """Tiles that are on their way from memory at a time."""
-
-    def fit(self, grid_size: Sequence[int]) -> bool:
-        """Whether blocks of keys fill the grid to its edges."""
-        return grid_size[0] % self.rows == 0 and grid_size[1] % self.columns == 0
-
-
-def choose_tiles(kernel: str, grid_size: Sequence[int], head_dim: int, dtype: torch.dtype) -> Tiles:
-    """Blocks of the grid with little padding, and not too small: work grows with what is padded.
-
-    Sizes and stages are the fastest of those tried on an H200 with factors, for grids of 14 and 32 and heads of 64 in
-    bfloat16; those of ``backward_keys`` have the fewest instructions with a Gaussian.
-    """
-    wide = head_dim > 64 or dtype == torch.float32
-    most = 32 if wide else 64
-    height, width = grid_size
-
-    def work(block: tuple[int, int]) -> tuple[float, int]:
-        rows, columns = block
-        padded = -(-height // rows) * rows * (-(-width // columns) * columns)
-        return padded * (1 + 16 / (rows * columns)), rows
-
-    sides = (1, 2, 4, 8, 16, 32, 64)
-    blocks = [(rows, columns) for rows in sides for columns in sides if 16 <= rows * columns <= most and rows <= 8]
-    if kernel == "backward_keys":
-        # it makes all factors anew for each tile of queries: a thread has those of all rows and of every fourth column
-        rows, columns = min(blocks, key=lambda block: (work(block)[0], block[0] + block[1] / 4))
-    else:
-        rows, columns = min(blocks, key=work)
-    if wide:
-        return Tiles(32 if dtype == torch.float32 else 64, rows, columns)
-    if kernel == "backward_keys":
-        return Tiles(64, rows, columns)
-    is_short = height * width <= _SHORT
-    if kernel == "backward_queries":
-        return Tiles(64, rows, columns, num_stages=1 if is_short else 3)
-    return Tiles(128 if is_short and height * width > 64 else 64, rows, columns, num_stages=3)
-
-
 def forward(
     q: Tensor,
     k: Tensor,
@@ -114,9 +67,9 @@ def forward(
     from locatvit.ops.attention import triton_kernels  # here: triton takes a third of a second to import
 
     q, k, v = (_unit_stride(tensor) for tensor in (q, k, v))
-    batch, num_heads, num_tokens, head_dim = q.shape
+    batch, num_heads, num_tokens, _ = q.shape
     out, log_sum = empty_like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-    tiles = choose_tiles("forward", grid_size, head_dim, q.dtype)
+    tiles = _tiles("forward", q, grid_size)
     num_tiles = _ceil_div(num_tokens, tiles.queries)
     triton_kernels.forward[(batch * num_heads * num_tiles,)](
         q, k, v, row, column, attn_bias, out, log_sum, scale, _limit(clamp),
@@ -149,9 +102,9 @@ def backward(
 
     q, k, v, grad_out = (_unit_stride(tensor) for tensor in (q, k, v, grad_out))
     needs_q, needs_keys, needs_factors, needs_bias = needs[0], needs[1] or needs[2], needs[3] or needs[4], needs[5]
-    batch, num_heads, num_tokens, head_dim = q.shape
+    batch, num_heads, num_tokens, _ = q.shape
     pairs, limit = batch * num_heads, _limit(clamp)
-    tiles = choose_tiles("backward_queries", grid_size, head_dim, q.dtype)
+    tiles = _tiles("backward_queries", q, grid_size)
     of_bias = (*_four_strides(row), *_four_strides(column), *_bias_strides(attn_bias))
     strides = (*_strides(q, k, v), *of_bias, *_strides(grad_out))
     sizes = _sizes(q, grid_size, num_prefix_tokens, attn_bias)
@@ -167,7 +120,7 @@ def backward(
         PREFIX=MAX_PREFIX_TOKENS if num_prefix_tokens else 0, NEEDS_Q=needs_q, NEEDS_FACTORS=needs_factors,
     )  # fmt: skip
     if needs_keys:
-        tiles = choose_tiles("backward_keys", grid_size, head_dim, q.dtype)
+        tiles = _tiles("backward_keys", q, grid_size)
         blocks = _ceil_div(grid_size[0], tiles.rows) * _ceil_div(grid_size[1], tiles.columns)
         num_tiles = blocks + (num_prefix_tokens > 0)
         triton_kernels.backward_keys[(pairs * num_tiles,)](
@@ -229,6 +182,19 @@ def _grad_of_bias(
         PRECISION=_precision(q),
     )  # fmt: skip
     return grad.sum(0).to(attn_bias.dtype)
+
+
+def _tiles(kernel: str, q: Tensor, grid_size: list[int]) -> Tiles:
+    return choose_tiles(kernel, grid_size, q.shape[-1], q.dtype, _shared_bytes(q.device))
+
+
+@functools.cache
+def _shared_bytes(device: torch.device) -> int:
+    if device.type != "cuda":  # the interpreter
+        return SMALL_SHARED_BYTES
+    from locatvit.ops.attention import triton_kernels
+
+    return triton_kernels.shared_bytes(device.index)
 
 
 def _depth(head_dim: int) -> int:

@@ -23,8 +23,14 @@ import math
 
 import triton
 import triton.language as tl
+from triton.runtime import driver
 
 _LOG2_E = tl.constexpr(math.log2(math.e))
+
+
+def shared_bytes(device_index: int) -> int:
+    """Shared memory that a program may have on a CUDA device."""
+    return int(driver.active.utils.get_device_properties(device_index)["max_shared_mem"])
 
 
 @triton.jit
@@ -210,6 +216,15 @@ def _grad_logits(
 
 
 @triton.jit
+def _add_lines(pointer, at, is_patch, first, length, values, has_earlier, LINES: tl.constexpr):
+    """Write [queries, LINES] of a factor's gradient, or add it to what this program has written there before."""
+    lines = first + tl.arange(0, LINES)
+    place = pointer + at[:, None] * length + lines[None, :]
+    inside = is_patch[:, None] & (lines < length)[None, :]
+    tl.store(place, values + tl.load(place, mask=inside & has_earlier, other=0.0), mask=inside)
+
+
+@triton.jit
 def backward_queries(
     q, k, v, row, column, bias, out, grad_out, log_sum, delta, numbers, grad_q, grad_row, grad_column, scale, clamp,
     qb, qh, ql, kb, kh, kl, vb, vh, vl, rb, rh, rn, ri, cb, ch, cn, cj, bb, bh, bm, bn, gb, gh, gl,
@@ -229,7 +244,7 @@ def backward_queries(
     queries = (tl.program_id(0) % num_tiles) * QUERIES + tl.arange(0, QUERIES)
     is_query, patches = queries < num_tokens, queries - num_prefix
     is_patch = is_query & (patches >= 0)
-    num_patches = num_tokens - num_prefix
+    at = pair * (num_tokens - num_prefix) + patches  # of a gradient of what belongs to patches
     k += image * kb + head * kh
     v += image * vb + head * vh
     row += image * rb + head * rh
@@ -310,13 +325,9 @@ def backward_queries(
                 if NEEDS_FACTORS and GAUSSIAN:
                     grad_moment_tile += grad * row_moment
                 elif NEEDS_FACTORS:
-                    by_row = tl.reshape(grad * column_factor, (QUERIES, ROWS, COLUMNS))
-                    own = first_row + tl.arange(0, ROWS)
-                    own_place = grad_row + (pair * num_patches + patches[:, None]) * height + own[None, :]
-                    is_own = is_patch[:, None] & (own < height)[None, :]
-                    # what this program has written for an earlier block of columns
-                    earlier = tl.load(own_place, mask=is_own & _below(0, first_column), other=0.0)
-                    tl.store(own_place, earlier + tl.sum(by_row, 2), mask=is_own)
+                    by_row = tl.sum(tl.reshape(grad * column_factor, (QUERIES, ROWS, COLUMNS)), 2)
+                    # to what this program has written for an earlier block of columns
+                    _add_lines(grad_row, at, is_patch, first_row, height, by_row, _below(0, first_column), ROWS)
             if NEEDS_FACTORS and GAUSSIAN:
                 grad_column_tile *= column_factor
                 by_alpha += tl.sum(grad_column_tile, 1)
@@ -324,12 +335,9 @@ def backward_queries(
                 by_rows += tl.sum(grad_moment_tile * column_factor, 1)
             elif NEEDS_FACTORS:
                 tl.debug_barrier()  # one block's sums are there before the next reads them
-                by_column = tl.reshape(grad_column_tile, (QUERIES, ROWS, COLUMNS))
-                last = first_column + tl.arange(0, COLUMNS)
-                grad_column_place = grad_column + (pair * num_patches + patches[:, None]) * width + last[None, :]
-                tl.store(grad_column_place, tl.sum(by_column, 1), mask=is_patch[:, None] & (last < width)[None, :])
+                by_column = tl.sum(tl.reshape(grad_column_tile, (QUERIES, ROWS, COLUMNS)), 1)
+                _add_lines(grad_column, at, is_patch, first_column, width, by_column, False, COLUMNS)
         if NEEDS_FACTORS and GAUSSIAN:
-            at = pair * num_patches + patches
             # d G / d variance = G D / (2 variance²), and 1 / variance is in to_rows and to_columns
             to_rows, to_columns = to_rows / _LOG2_E, to_columns / _LOG2_E
             tl.store(grad_row + 2 * at, 2 * alphas * to_rows * to_rows * by_rows, mask=is_patch)
