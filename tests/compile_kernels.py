@@ -12,18 +12,23 @@ import warnings
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from locatvit.ops import narrow_linear_kernels
 from locatvit.ops.attention import triton_kernels
-from locatvit.ops.attention.triton_tiles import Tiles, choose_tiles
+from locatvit.ops.attention.triton_tiles import Tiles, choose_tiles, launch_options
 
 TARGETS = {GPUTarget("cuda", 90, 32): 227 * 1024, GPUTarget("cuda", 89, 32): 99 * 1024}
 """A GPU for computing and one for graphics, with the shared memory that a program can have there."""
-TOKENS = {"q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v"}
-FLOATS = {"row", "column", "bias", "log_sum", "delta", "numbers", "grad_row", "grad_column", "grad_bias"}
+TOKENS = {"q", "k", "v", "x", "out", "grad_out", "grad_q", "grad_k", "grad_v", "grad_x"}
+FLOATS = {
+    "row", "column", "bias", "log_sum", "delta", "numbers", "grad_row", "grad_column", "grad_bias", "weight", "parts",
+}  # fmt: skip
 
 
 def build(target: GPUTarget, name: str, dtype: str, tiles: Tiles, **constants: object) -> None:
     """Compile one kernel for tokens of ``dtype``; raises what the compiler raises, or where a GPU could not hold it."""
-    kernel = getattr(triton_kernels, name)
+    kernel = getattr(
+        narrow_linear_kernels if name.startswith("narrow_") else triton_kernels, name.removeprefix("narrow_")
+    )
     signature, values = {}, {}
     for place, argument in enumerate(kernel.arg_names):
         if argument in constants:
@@ -32,7 +37,7 @@ def build(target: GPUTarget, name: str, dtype: str, tiles: Tiles, **constants: o
             signature[argument] = f"*{dtype}" if argument in TOKENS else "*fp32"
         else:
             signature[argument] = "fp32" if argument in ("scale", "clamp") else "i32"
-    options = {"num_warps": tiles.num_warps, "num_stages": tiles.num_stages}
+    options = launch_options(tiles.num_warps, tiles.num_stages)
     source = ASTSource(kernel, signature=signature, constexprs=values)
     compiled = compile(source, target=target, options=options)
     assert compiled.metadata.shared <= TARGETS[target], (name, compiled.metadata.shared)
@@ -46,7 +51,7 @@ def main() -> int:
     """The launches of ViT at 224 and 1024 pixels and of Swin, in two precisions."""
     import torch
 
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("error")
     half, full = torch.bfloat16, torch.float32
     shapes = (
         ((14, 14), 64, half, 1, False, True), ((14, 14), 64, half, 1, False, False),
@@ -71,6 +76,10 @@ def main() -> int:
             build(target, name, word, tiles, **common, **sizes, **more)
         if bias:
             build(target, "backward_bias", word, Tiles(32, 1, 32), **common, QUERIES=32, KEYS=32)
+    for target, width in itertools.product(TARGETS, (32, 80)):
+        sizes = {"WIDTH": width, "DEPTH": 1 << (width - 1).bit_length(), "OUTPUTS": 3, "TOKENS": 64}
+        build(target, "narrow_forward", "bf16", Tiles(64, 1, 1), **sizes)
+        build(target, "narrow_backward", "bf16", Tiles(64, 1, 1), **sizes, NEEDS_X=True, NEEDS_WEIGHT=True)
     return 0
 
 

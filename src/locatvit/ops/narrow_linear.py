@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locatvit.ops.attention.request import empty_like_tokens
+from locatvit.ops.attention.triton_tiles import launch_options
 
 MAX_OUTPUTS = 4
 _MAX_WIDTH = 256
@@ -65,7 +66,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     with torch.cuda.device_of(x):
         narrow_linear_kernels.forward[(batch * num_heads * num_tiles,)](
             x, weight.contiguous(), bias.contiguous(), out, *x.stride()[:3], num_heads, num_tokens, num_tiles,
-            WIDTH=width, DEPTH=1 << (width - 1).bit_length(), OUTPUTS=len(weight), TOKENS=_TOKENS,
+            WIDTH=width, DEPTH=1 << (width - 1).bit_length(), OUTPUTS=len(weight), TOKENS=_TOKENS, **launch_options(),
         )  # fmt: skip
     return out
 
@@ -85,7 +86,7 @@ def backward(grad_out: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> 
             grad_out.contiguous(), x, weight.contiguous(), grad_x, parts,
             *x.stride()[:3], num_heads, num_tokens, num_tiles, num_all, programs,
             WIDTH=width, DEPTH=1 << (width - 1).bit_length(), OUTPUTS=len(weight), TOKENS=_TOKENS,
-            NEEDS_X=needs[0], NEEDS_WEIGHT=needs_weight,
+            NEEDS_X=needs[0], NEEDS_WEIGHT=needs_weight, **launch_options(),
         )  # fmt: skip
     if not needs_weight:
         return [grad_x, weight.new_empty(0), weight.new_empty(0)]

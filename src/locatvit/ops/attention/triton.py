@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from locatvit.ops.attention.request import Request, empty_like_tokens
-from locatvit.ops.attention.triton_tiles import SMALL_SHARED_BYTES, Tiles, choose_tiles
+from locatvit.ops.attention.triton_tiles import SMALL_SHARED_BYTES, Tiles, choose_tiles, launch_options
 from locatvit.ops.distance import Gaussian
 
 MAX_HEAD_DIM = 128
@@ -179,7 +179,7 @@ def _grad_of_bias(
         q, k, v, row, column, attn_bias, grad_out, log_sum, delta, grad, scale, _limit(clamp), *strides,
         batch, num_heads, num_tokens, num_prefix_tokens, grid_size[1], period, bias_heads, num_tiles, parts,
         HEAD_DIM=head_dim, DEPTH=_depth(head_dim), QUERIES=side, KEYS=side, GAUSSIAN=clamp is not None,
-        PRECISION=_precision(q),
+        PRECISION=_precision(q), **launch_options(),
     )  # fmt: skip
     return grad.sum(0).to(attn_bias.dtype)
 
@@ -248,7 +248,7 @@ def _constants(q: Tensor, tiles: Tiles, attn_bias: Tensor | None, clamp: float |
         "HEAD_DIM": q.shape[-1], "DEPTH": _depth(q.shape[-1]),
         "QUERIES": tiles.queries, "ROWS": tiles.rows, "COLUMNS": tiles.columns,
         "HAS_BIAS": attn_bias is not None, "GAUSSIAN": clamp is not None, "PRECISION": _precision(q),
-        "num_warps": tiles.num_warps, "num_stages": tiles.num_stages,
+        **launch_options(tiles.num_warps, tiles.num_stages),
     }  # fmt: skip
 
 
