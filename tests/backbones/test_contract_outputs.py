@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import locatvit
 from locatvit import LocAtConfig
 from locatvit.layers.attention import Terms
+from locatvit.ops import Gaussian
 from locatvit.ops.attention import reference
 from small_models import Subject, cases, gaugs, gradients, locality_attentions, stir, subjects
 
@@ -143,8 +144,9 @@ def test_patches_get_their_bias_and_prefix_tokens_none(subject, config):
     model = stir(subject.build(config)).double()
     for attention, terms, weights, out in attended(model, subject.images().double()):
         first, bias = attention.num_prefix_tokens, terms.bias
-        if isinstance(bias, tuple):
-            bias = (bias[0][..., :, None] * bias[1][..., None, :]).flatten(-2)
+        if isinstance(bias, Gaussian):
+            row, column = bias.factors()
+            bias = (row[..., :, None] * column[..., None, :]).flatten(-2)
         plain = reference.attention_weights(
             terms.q, terms.k, None, None, num_prefix_tokens=first, attn_bias=terms.attn_bias
         )
