@@ -14,7 +14,8 @@ from triton.compiler import ASTSource, compile
 
 from locatvit.ops import narrow_linear_kernels
 from locatvit.ops.attention import triton_kernels
-from locatvit.ops.attention.triton_tiles import Tiles, choose_tiles, launch_options
+from locatvit.ops.attention.triton_tiles import Tiles, choose_tiles
+from locatvit.ops.launches import launch_options
 
 TARGETS = {GPUTarget("cuda", 90, 32): 227 * 1024, GPUTarget("cuda", 89, 32): 99 * 1024}
 """A GPU for computing and one for graphics, with the shared memory that a program can have there."""

@@ -5,7 +5,6 @@ On a GPU by kernels of its own: torch's would first copy the tokens to float32, 
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -14,14 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from locatvit.ops.attention.request import empty_like_tokens
-from locatvit.ops.attention.triton_tiles import launch_options
+from locatvit.ops.launches import DTYPES, IS_INSTALLED, ceil_div, launch_options, on_its_device, power_of_two
 
-MAX_OUTPUTS = 4
+_MAX_OUTPUTS = 4
 _MAX_WIDTH = 256
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _TOKENS = 64  # of a tile
 _PROGRAMS = 1024  # of the backward pass, each with its share of the weights' gradient
-_IS_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def narrow_linear(
@@ -45,12 +42,12 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernels can serve it."""
     return (
         x.device.type == "cuda"
-        and _IS_INSTALLED
+        and IS_INSTALLED
         and x.ndim == 4
-        and x.dtype in _DTYPES
+        and x.dtype in DTYPES
         and x.stride(-1) == 1
         and x.shape[-1] <= _MAX_WIDTH
-        and len(weight) <= MAX_OUTPUTS
+        and len(weight) <= _MAX_OUTPUTS
         and weight.dtype != torch.float64
         and not torch.compiler.is_exporting()
     )
@@ -62,12 +59,11 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     batch, num_heads, num_tokens, width = x.shape
     out = x.new_empty((batch, num_heads, len(weight), num_tokens), dtype=torch.float32)
-    num_tiles = -(-num_tokens // _TOKENS)
-    with torch.cuda.device_of(x):
-        narrow_linear_kernels.forward[(batch * num_heads * num_tiles,)](
-            x, weight.contiguous(), bias.contiguous(), out, *x.stride()[:3], num_heads, num_tokens, num_tiles,
-            WIDTH=width, DEPTH=1 << (width - 1).bit_length(), OUTPUTS=len(weight), TOKENS=_TOKENS, **launch_options(),
-        )  # fmt: skip
+    num_tiles = ceil_div(num_tokens, _TOKENS)
+    narrow_linear_kernels.forward[(batch * num_heads * num_tiles,)](
+        x, weight.contiguous(), bias.contiguous(), out, *x.stride()[:3], num_heads, num_tokens, num_tiles,
+        WIDTH=width, DEPTH=power_of_two(width), OUTPUTS=len(weight), TOKENS=_TOKENS, **launch_options(),
+    )  # fmt: skip
     return out
 
 
@@ -77,17 +73,16 @@ def backward(grad_out: Tensor, x: Tensor, weight: Tensor, needs: list[bool]) -> 
 
     batch, num_heads, num_tokens, width = x.shape
     grad_x = empty_like_tokens(x) if needs[0] else x.new_empty(0)
-    num_tiles = -(-num_tokens // _TOKENS)
+    num_tiles = ceil_div(num_tokens, _TOKENS)
     num_all = batch * num_heads * num_tiles
     programs, needs_weight = min(num_all, _PROGRAMS), needs[1] or needs[2]
     parts = weight.new_empty((programs, len(weight), width + 1) if needs_weight else 0)
-    with torch.cuda.device_of(x):
-        narrow_linear_kernels.backward[(programs,)](
-            grad_out.contiguous(), x, weight.contiguous(), grad_x, parts,
-            *x.stride()[:3], num_heads, num_tokens, num_tiles, num_all, programs,
-            WIDTH=width, DEPTH=1 << (width - 1).bit_length(), OUTPUTS=len(weight), TOKENS=_TOKENS,
-            NEEDS_X=needs[0], NEEDS_WEIGHT=needs_weight, **launch_options(),
-        )  # fmt: skip
+    narrow_linear_kernels.backward[(programs,)](
+        grad_out.contiguous(), x, weight.contiguous(), grad_x, parts,
+        *x.stride()[:3], num_heads, num_tokens, num_tiles, num_all, programs,
+        WIDTH=width, DEPTH=power_of_two(width), OUTPUTS=len(weight), TOKENS=_TOKENS,
+        NEEDS_X=needs[0], NEEDS_WEIGHT=needs_weight, **launch_options(),
+    )  # fmt: skip
     if not needs_weight:
         return [grad_x, weight.new_empty(0), weight.new_empty(0)]
     whole = parts.sum(0)
@@ -98,8 +93,8 @@ _library = torch.library.Library("locatvit", "FRAGMENT")
 _library.define("narrow_linear_forward(Tensor x, Tensor weight, Tensor bias) -> Tensor")
 _library.define("narrow_linear_backward(Tensor grad_out, Tensor x, Tensor weight, bool[] needs) -> Tensor[]")
 for _device in ("CUDA", "CPU"):  # on a CPU it runs in Triton's interpreter alone
-    _library.impl("narrow_linear_forward", forward, _device)
-    _library.impl("narrow_linear_backward", backward, _device)
+    _library.impl("narrow_linear_forward", on_its_device(forward), _device)
+    _library.impl("narrow_linear_backward", on_its_device(backward), _device)
 
 
 @torch.library.register_fake("locatvit::narrow_linear_forward", lib=_library)

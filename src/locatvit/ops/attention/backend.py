@@ -88,10 +88,9 @@ def gaug_attention(
     _check_tokens(q, k, v)
     for name, factor in (("row_factor", row_factor), ("column_factor", column_factor)):
         _check_patches(name, factor, q, num_prefix_tokens, "and one axis of the grid: a factor a patch")
-    attn_bias, scale = _checked(q, attn_bias, scale, dropout_p, grid_size, num_prefix_tokens)
-    request = _request(q, k, v, row_factor, column_factor, attn_bias, grid_size, num_prefix_tokens, dropout_p)
-    chosen = choose_backend(request, backend)
-    return chosen.run(q, k, v, row_factor, column_factor, num_prefix_tokens, attn_bias, scale, dropout_p)
+    factors = row_factor, column_factor
+    chosen, rest = _prepared(q, k, v, factors, grid_size, num_prefix_tokens, attn_bias, scale, dropout_p, backend)
+    return chosen.run(q, k, v, *factors, *rest)
 
 
 def gaussian_attention(
@@ -120,15 +119,15 @@ def gaussian_attention(
         LocAtError: as ``gaug_attention``.
     """
     _check_tokens(q, k, v)
-    variance, alpha, grid_size = gaussian.variance, gaussian.alpha, gaussian.grid_size
+    variance, alpha = gaussian.variance, gaussian.alpha
     _check_variance(variance, q, num_prefix_tokens)
     _check_patches("alpha", alpha[..., None], q, num_prefix_tokens, "without the last: one number a patch")
-    attn_bias, scale = _checked(q, attn_bias, scale, dropout_p, grid_size, num_prefix_tokens)
-    request = _request(q, k, v, variance, alpha, attn_bias, grid_size, num_prefix_tokens, dropout_p)
-    chosen = choose_backend(request, backend)
+    chosen, rest = _prepared(
+        q, k, v, (variance, alpha), gaussian.grid_size, num_prefix_tokens, attn_bias, scale, dropout_p, backend
+    )
     if chosen.run_gaussian is not None:
-        return chosen.run_gaussian(q, k, v, gaussian, num_prefix_tokens, attn_bias, scale, dropout_p)
-    return chosen.run(q, k, v, *gaussian.factors(), num_prefix_tokens, attn_bias, scale, dropout_p)
+        return chosen.run_gaussian(q, k, v, gaussian, *rest)
+    return chosen.run(q, k, v, *gaussian.factors(), *rest)
 
 
 def choose_backend(request: Request, name: str = "auto") -> Backend:
@@ -161,44 +160,39 @@ def _check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
-def _checked(
+def _prepared(
     q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    locality: tuple[Tensor, Tensor],
+    grid_size: GridSize,
+    num_prefix_tokens: int,
     attn_bias: Tensor | None,
     scale: float | None,
     dropout_p: float,
-    grid_size: GridSize,
-    num_prefix_tokens: int,
-) -> tuple[Tensor | None, float]:
-    """attn_bias with four dimensions, and the scale; raises where something does not fit."""
+    backend: str,
+) -> tuple[Backend, tuple[int, Tensor | None, float, float]]:
+    """The backend, and what it takes after the tensors that make the ``locality`` bias: prefix, bias, scale, dropout.
+
+    Raises:
+        LocAtError: something does not fit, or the backend cannot run.
+    """
     if not 0 <= dropout_p < 1:
         raise LocAtError(f"dropout_p is {dropout_p}; it must be a probability in [0, 1)")
     check_grid(grid_size, q.shape[-2] - num_prefix_tokens, num_prefix_tokens)
     if attn_bias is not None:
         _check_bias(q, attn_bias)
         attn_bias = attn_bias[(None,) * (4 - attn_bias.ndim)]
-    return attn_bias, q.shape[-1] ** -0.5 if scale is None else scale
-
-
-def _request(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    first: Tensor,
-    second: Tensor,
-    attn_bias: Tensor | None,
-    grid_size: GridSize,
-    num_prefix_tokens: int,
-    dropout_p: float,
-) -> Request:
-    """What the backends are asked; ``first`` and ``second`` make the locality bias."""
     is_training = torch.is_grad_enabled()
-    return Request(
+    request = Request(
         q.device.type, v.dtype, q.shape[-1], q.shape[-2], num_prefix_tokens, grid_size,
         attn_bias_shape=None if attn_bias is None else tuple(attn_bias.shape),
         attn_bias_needs_grad=is_training and attn_bias is not None and attn_bias.requires_grad,
         dropout_p=dropout_p,
-        needs_grad=is_training and any(x is not None and x.requires_grad for x in (q, k, v, first, second, attn_bias)),
+        needs_grad=is_training and any(x is not None and x.requires_grad for x in (q, k, v, *locality, attn_bias)),
     )  # fmt: skip
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return choose_backend(request, backend), (num_prefix_tokens, attn_bias, scale, dropout_p)
 
 
 def _check_patches(name: str, tensor: Tensor, q: Tensor, num_prefix_tokens: int, rule: str) -> None:

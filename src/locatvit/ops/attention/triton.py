@@ -11,24 +11,21 @@ squared distance, infinite where there is none.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from locatvit.ops.attention.request import Request, empty_like_tokens
-from locatvit.ops.attention.triton_tiles import SMALL_SHARED_BYTES, Tiles, choose_tiles, launch_options
+from locatvit.ops.attention.triton_tiles import SMALL_SHARED_BYTES, Tiles, choose_tiles
 from locatvit.ops.distance import Gaussian
+from locatvit.ops.launches import DTYPES, IS_INSTALLED, ceil_div, launch_options, on_its_device, power_of_two
 
 MAX_HEAD_DIM = 128
 MAX_PREFIX_TOKENS = 16
 """The narrowest tile that a matrix product takes: prefix keys are one tile."""
 _BUSY = 512  # programs that keep a large GPU busy
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_IS_INSTALLED = importlib.util.find_spec("triton") is not None  # a search of the disk, so once
 
 
 def why_not(request: Request) -> str | None:
@@ -37,7 +34,7 @@ def why_not(request: Request) -> str | None:
         return f"it runs on CUDA devices, and this is {request.device_type}"
     shape, tokens = request.attn_bias_shape, request.num_tokens
     reasons = {
-        "triton is not installed": not _IS_INSTALLED,
+        "triton is not installed": not IS_INSTALLED,
         f"it has no {request.dtype}": request.dtype not in DTYPES,
         f"heads of {request.head_dim} are wider than {MAX_HEAD_DIM}": request.head_dim > MAX_HEAD_DIM,
         f"{request.num_prefix_tokens} prefix tokens are more than {MAX_PREFIX_TOKENS}": (
@@ -70,7 +67,7 @@ def forward(
     batch, num_heads, num_tokens, _ = q.shape
     out, log_sum = empty_like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     tiles = _tiles("forward", q, grid_size)
-    num_tiles = _ceil_div(num_tokens, tiles.queries)
+    num_tiles = ceil_div(num_tokens, tiles.queries)
     triton_kernels.forward[(batch * num_heads * num_tiles,)](
         q, k, v, row, column, attn_bias, out, log_sum, scale, _limit(clamp),
         *_strides(q, k, v), *_four_strides(row), *_four_strides(column), *_bias_strides(attn_bias),
@@ -111,7 +108,7 @@ def backward(
     grad_q, grad_k, grad_v, grad_row, grad_column = _empty_gradients(q, row, column, needs)
     delta = torch.empty_like(log_sum)
     numbers = row.new_empty(0 if clamp is None else 3 * log_sum.numel())
-    num_tiles = _ceil_div(num_tokens, tiles.queries)
+    num_tiles = ceil_div(num_tokens, tiles.queries)
     triton_kernels.backward_queries[(pairs * num_tiles,)](
         q, k, v, row, column, attn_bias, out, grad_out, log_sum, delta, numbers,
         grad_q, grad_row, grad_column, scale, limit,
@@ -121,7 +118,7 @@ def backward(
     )  # fmt: skip
     if needs_keys:
         tiles = _tiles("backward_keys", q, grid_size)
-        blocks = _ceil_div(grid_size[0], tiles.rows) * _ceil_div(grid_size[1], tiles.columns)
+        blocks = ceil_div(grid_size[0], tiles.rows) * ceil_div(grid_size[1], tiles.columns)
         num_tiles = blocks + (num_prefix_tokens > 0)
         triton_kernels.backward_keys[(pairs * num_tiles,)](
             q, k, v, row, column, attn_bias, grad_out, log_sum, delta, numbers, grad_k, grad_v, scale, limit,
@@ -169,11 +166,11 @@ def _grad_of_bias(
 
     batch, num_heads, num_tokens, head_dim = q.shape
     side = 32
-    num_tiles = _ceil_div(num_tokens, side)
+    num_tiles = ceil_div(num_tokens, side)
     period, bias_heads = attn_bias.shape[:2]
     programs = period * bias_heads * num_tiles**2
     # where few programs would sum over many images, each takes a part of them
-    parts = min(_ceil_div(_BUSY, programs), batch // period)
+    parts = min(ceil_div(_BUSY, programs), batch // period)
     grad = attn_bias.new_empty((parts, *attn_bias.shape), dtype=torch.float32)
     triton_kernels.backward_bias[(programs * parts,)](
         q, k, v, row, column, attn_bias, grad_out, log_sum, delta, grad, scale, _limit(clamp), *strides,
@@ -199,11 +196,7 @@ def _shared_bytes(device: torch.device) -> int:
 
 def _depth(head_dim: int) -> int:
     """A power of two that a matrix product takes."""
-    return max(16, 1 << (head_dim - 1).bit_length())
-
-
-def _ceil_div(whole: int, size: int) -> int:
-    return -(-whole // size)
+    return max(16, power_of_two(head_dim))
 
 
 def _unit_stride(tensor: Tensor) -> Tensor:
@@ -257,17 +250,6 @@ def _precision(q: Tensor) -> str:
     return "ieee" if q.dtype == torch.float32 else "tf32"
 
 
-def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Triton launches on the current device, which need not be that of the tensors."""
-
-    @functools.wraps(function)
-    def guarded(*arguments: Any) -> Any:
-        with torch.cuda.device_of(arguments[0]):
-            return function(*arguments)
-
-    return guarded
-
-
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor row, Tensor column, Tensor? attn_bias"
 _SETTINGS = "int[] grid_size, int num_prefix_tokens, float scale, float? clamp"
 _library = torch.library.Library("locatvit", "FRAGMENT")
@@ -276,8 +258,8 @@ _library.define(
     f"fused_backward(Tensor grad_out, {_TENSORS}, Tensor out, Tensor log_sum, {_SETTINGS}, bool[] needs) -> Tensor[]"
 )
 for _device in ("CUDA", "CPU"):  # on a CPU it runs in Triton's interpreter alone
-    _library.impl("fused_forward", _on_its_device(forward), _device)
-    _library.impl("fused_backward", _on_its_device(backward), _device)
+    _library.impl("fused_forward", on_its_device(forward), _device)
+    _library.impl("fused_backward", on_its_device(backward), _device)
 
 
 @torch.library.register_fake("locatvit::fused_forward", lib=_library)

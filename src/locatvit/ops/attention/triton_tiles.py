@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -26,11 +26,6 @@ class Tiles(NamedTuple):
     def fit(self, grid_size: Sequence[int]) -> bool:
         """Whether blocks of keys fill the grid to its edges."""
         return grid_size[0] % self.rows == 0 and grid_size[1] % self.columns == 0
-
-
-def launch_options(num_warps: int = 4, num_stages: int = 2) -> dict[str, Any]:
-    """Of a launch, for the compiler: one multiply-add in the place of two steps, which its versions differ about."""
-    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 def choose_tiles(
