@@ -43,13 +43,14 @@ def _ignore(part: str) -> None:
 
 
 def _spoiled(change: Callable[[Tensor, Tensor], Tensor]) -> Backend:
-    """The ``sdpa`` backend with its output changed; the change also gets the row factor."""
-    run = BACKENDS["sdpa"].run
-    return replace(BACKENDS["sdpa"], run=lambda *inputs: change(run(*inputs), inputs[3]))
+    """The ``sdpa`` backend with its output changed; the change also gets the variance."""
+    run = BACKENDS["sdpa"].run_gaussian
+    assert run is not None
+    return replace(BACKENDS["sdpa"], run_gaussian=lambda *inputs: change(run(*inputs), inputs[3].variance))
 
 
-def _wrong_gradient(output: Tensor, row_factor: Tensor) -> Tensor:
-    nothing = row_factor.mean() - row_factor.mean().detach()
+def _wrong_gradient(output: Tensor, variance: Tensor) -> Tensor:
+    nothing = variance.mean() - variance.mean().detach()
     return output + 1e-2 * nothing
 
 

@@ -33,7 +33,7 @@ def gaussian_factors(
         distance_clamp: cap of each axis' squared distance, in patches², or None for Eq. 8 as printed.
     """
     exponent_scale = -0.5 / variance
-    tables = _tables(variance, grid_size, distance_clamp)
+    tables = squared_distances(variance, grid_size, distance_clamp)
     # in place: the product itself is needed by nobody
     row_factor, column_factor = ((exponent_scale[..., axis, None] * table).exp_() for axis, table in enumerate(tables))
     return row_factor, column_factor
@@ -108,12 +108,17 @@ KERNELS: dict[str, DistanceKernel] = {
 
 def _distance(like: Tensor, grid_size: GridSize, clamp: float | None) -> Float[Tensor, "N N"]:
     """The Euclidean distance of every two patches, in patches."""
-    rows, columns = _tables(like, grid_size, clamp)
+    rows, columns = squared_distances(like, grid_size, clamp)
     return (rows[:, :, None] + columns[:, None, :]).flatten(1).sqrt()
 
 
-def _tables(like: Tensor, grid_size: GridSize, clamp: float | None) -> tuple[Tensor, Tensor]:
-    """``_squared_distances`` in the precision and on the device of ``like``, kept for the next call."""
+def squared_distances(
+    like: Tensor, grid_size: GridSize, clamp: float | None
+) -> tuple[Float[Tensor, "N h"], Float[Tensor, "N w"]]:
+    """The squared distance of each patch to each row, and to each column, of the grid.
+
+    In the precision and on the device of ``like``; kept for the next call.
+    """
     make: Callable[..., tuple[Tensor, Tensor]] = _kept_squared_distances
     if torch.compiler.is_compiling() or type(like) is not Tensor:
         make = _squared_distances  # what is only traced must not stay
@@ -123,7 +128,6 @@ def _tables(like: Tensor, grid_size: GridSize, clamp: float | None) -> tuple[Ten
 def _squared_distances(
     grid_size: GridSize, clamp: float | None, dtype: torch.dtype, device: torch.device
 ) -> tuple[Float[Tensor, "N h"], Float[Tensor, "N w"]]:
-    """The squared distance of each patch to each row, and to each column, of the grid."""
     with torch.inference_mode(False):  # what is made in inference mode cannot serve training later
         places = coordinates(grid_size, device=device, dtype=dtype)
         tables = [axis_squared_distance(places[:, axis], grid_size[axis], clamp) for axis in (0, 1)]

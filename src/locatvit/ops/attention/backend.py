@@ -44,7 +44,7 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("triton", triton.why_not, triton.run, triton.run_gaussian),
-        Backend("sdpa", _always, sdpa.run),
+        Backend("sdpa", _always, sdpa.run, sdpa.run_gaussian),
         Backend("flex", flex.why_not, flex.run),
         Backend("reference", _always, reference.run),
     )

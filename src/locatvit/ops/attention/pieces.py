@@ -19,6 +19,7 @@ from locatvit.ops.attention.request import empty_like_tokens
 # Bytes of the logits of a piece, of which the backward pass has two rooms: measured on 2 cores with 1 MiB of L2 cache
 # each and 32 MiB of L3 between them.
 _PIECE_BYTES = 5 << 20
+_LOG2_E = math.log2(math.e)
 
 
 class _Parts(NamedTuple):
@@ -32,6 +33,11 @@ class _Parts(NamedTuple):
     v: Tensor
     row: Tensor
     column: Tensor
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(h, w) of the keys that are patches."""
+        return self.row.shape[-2], self.column.shape[-1]
 
 
 class _Rooms:
@@ -79,48 +85,46 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _write_product(part: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1.0, add: bool = False) -> None:
-    """part = alpha a b, or part += alpha a b; [n, m, K] from [n, m, L] and [n, L, K]."""
-    product = room("product", part.numel(), a.dtype).view(part.shape)
-    torch.baddbmm(product, a, b, beta=0, alpha=alpha, out=product)
-    (part.add_ if add else part.copy_)(product)
+def _product(a: Tensor, b: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """alpha a b, [n, m, K] from [n, m, L] and [n, L, K]; the next one takes its memory."""
+    shape = (*a.shape[:-1], b.shape[-1])
+    product = room("product", math.prod(shape), a.dtype).view(shape)
+    return torch.baddbmm(product, a, b, beta=0, alpha=alpha, out=product)
 
 
-def _write_logits(logits: Logits, a: Tensor, b: Tensor, *, alpha: float = 1.0, add: bool = False) -> None:
-    """logits = alpha a bᵀ, or logits += alpha a bᵀ, whichever way they lie in memory."""
+def _write_outer(logits: Logits, a: Tensor, b: Tensor, *, alpha: float = 1.0) -> None:
+    """logits = alpha a bᵀ, whichever way they lie in memory."""
     if logits.by_query:
         a, b = b, a
-    torch.baddbmm(logits.in_memory, a, b.mT, beta=float(add), alpha=alpha, out=logits.in_memory)
+    torch.baddbmm(logits.in_memory, a, b.mT, beta=0, alpha=alpha, out=logits.in_memory)
 
 
-def _may_exclude_all(attn_bias: Tensor | None) -> bool:
-    """Whether a query may be left without a key."""
-    return attn_bias is not None and attn_bias.numel() > 0 and bool(attn_bias.min() == float("-inf"))
-
-
-def _write_weights(
-    logits: Logits,
-    parts: _Parts,
-    plan: Plan,
-    piece: Piece,
-    attn_bias: Tensor | None,
-    scale: float,
-    *,
-    may_exclude_all: bool,
+def _write_logits(
+    logits: Logits, parts: _Parts, plan: Plan, piece: Piece, attn_bias: Tensor | None, scale: float
 ) -> None:
-    """softmax(q kᵀ · scale + S + attn_bias) of a piece."""
-    for prefix in logits.prefix:
-        prefix.zero_()
-    grid_size = (parts.row.shape[-2], parts.column.shape[-1])
-    torch.mul(parts.row, parts.column, out=logits.patches.unflatten(-1, grid_size))
+    """(q kᵀ · scale + S + attn_bias) log2 e of a piece."""
+    _write_outer(logits, parts.q, parts.k, alpha=scale * _LOG2_E)
+    logits.grid(parts.grid_size).addcmul_(parts.row, parts.column, value=_LOG2_E)
     if attn_bias is not None:
         for part, bias in plan.with_bias(piece, logits.whole, attn_bias):
-            part.add_(bias)
-    _write_logits(logits, parts.q, parts.k, alpha=scale, add=True)
-    dead = (logits.whole == float("-inf")).all(dim=-1, keepdim=True) if may_exclude_all else None
-    torch.softmax(logits.in_memory, logits.keys_dim, out=logits.in_memory)
-    if dead is not None:
-        logits.whole.masked_fill_(dead, 0)  # as torch's attention has it
+            part.add_(bias, alpha=_LOG2_E)
+
+
+def _exponentiate(logits: Logits, *, may_exclude_all: bool) -> tuple[Tensor, Tensor]:
+    """2 ** (logits - their maximum) in place; that maximum and the sum for each query, [n, queries, 1].
+
+    By single steps: torch's softmax takes half as long again, for its exponential is slower than ``exp2``.
+
+    Args:
+        may_exclude_all: a query may be left without a key, its logits all -inf; what it gets is zero then.
+    """
+    maximum = logits.in_memory.amax(logits.keys_dim, keepdim=True)
+    if may_exclude_all:
+        maximum.clamp_(min=torch.finfo(maximum.dtype).min)
+    total = logits.in_memory.sub_(maximum).exp2_().sum(logits.keys_dim, keepdim=True)
+    if may_exclude_all:
+        total.clamp_(min=torch.finfo(total.dtype).tiny)
+    return (maximum.mT, total.mT) if logits.by_query else (maximum, total)
 
 
 def forward(
@@ -132,31 +136,41 @@ def forward(
     attn_bias: Tensor | None,
     num_prefix_tokens: int,
     scale: float,
-    keep: bool,
+    is_training: bool,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(q kᵀ · scale + S + attn_bias) v, [B, H, L, K], and the softmax if it is to be kept, piece by piece."""
-    out, kept = empty_like_tokens(q), _empty_weights(q, keep)
+    """softmax(q kᵀ · scale + S + attn_bias) v, [B, H, L, K], piece by piece; and what ``_empty_kept`` names."""
+    out, kept = empty_like_tokens(q), _empty_kept(q, is_training)
     plan = Plan(q, num_prefix_tokens, _PIECE_BYTES)
-    rooms, may_exclude_all = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q)), _may_exclude_all(attn_bias)
-    for piece, parts, part in zip(plan.pieces, _cut(plan, q, k, v, row, column), plan.of_queries(out), strict=True):
+    rooms = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q))
+    keep, keep_sums = is_training and worth_keeping(q), is_training and not worth_keeping(q)
+    parts_of_out, sums = plan.of_queries(out), plan.of_queries(kept[..., None]) if keep_sums else []
+    for index, (piece, parts) in enumerate(zip(plan.pieces, _cut(plan, q, k, v, row, column), strict=True)):
         weights = rooms.kept(kept, piece, parts) if keep else rooms.named("weights", piece, parts)
-        _write_weights(weights, parts, plan, piece, attn_bias, scale, may_exclude_all=may_exclude_all)
-        _write_product(part, weights.whole, parts.v)
+        _write_logits(weights, parts, plan, piece, attn_bias, scale)
+        maximum, total = _exponentiate(weights, may_exclude_all=attn_bias is not None)
+        if keep:
+            parts_of_out[index].copy_(_product(weights.whole.div_(total), parts.v))
+        else:  # fewer numbers to divide
+            torch.div(_product(weights.whole, parts.v), total, out=parts_of_out[index])
+        if keep_sums:
+            torch.add(total.log2_(), maximum, out=sums[index])
     return out, kept
 
 
 def worth_keeping(q: Tensor) -> bool:
     """Whether the weights take no more memory than q, k, v and the output, so that all stays linear in L.
 
-    To make them again would take a third of the backward pass.
+    To make them again would take a fourth of the backward pass.
     """
     num_tokens, head_dim = q.shape[2:]
     return num_tokens * compute_dtype(q).itemsize <= 4 * head_dim * q.element_size()
 
 
-def _empty_weights(q: Tensor, keep: bool) -> Tensor:
+def _empty_kept(q: Tensor, is_training: bool) -> Tensor:
+    """Room for what the backward pass reads: the weights, B H L L, if worth it, else log2 of their sums, [B, H, L]."""
     batch, num_heads, num_tokens, _ = q.shape
-    return q.new_empty(batch * num_heads * num_tokens**2 if keep else 0, dtype=compute_dtype(q))
+    shape = (batch * num_heads * num_tokens**2,) if worth_keeping(q) else (batch, num_heads, num_tokens)
+    return q.new_empty(shape if is_training else 0, dtype=compute_dtype(q))
 
 
 def backward(
@@ -172,21 +186,19 @@ def backward(
     scale: float,
     needs: list[bool],
 ) -> list[Tensor]:
-    """Gradients of q, k, v, row, column and attn_bias; empty where nobody ``needs`` one.
-
-    Weights that were not kept are made again.
-    """
+    """Gradients of q, k, v, row, column and attn_bias; empty where nobody ``needs`` one."""
     grads = _empty_gradients(q, row, column, attn_bias, needs)
     if needs[5]:
         grads[5].zero_()
-    is_kept = kept.numel() > 0
     plan = Plan(q, num_prefix_tokens, _PIECE_BYTES)
     rooms, parts_of_grads = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q)), _gradient_parts(plan, grads)
-    grads_out, may_exclude_all = plan.of_queries(grad_out), not is_kept and _may_exclude_all(attn_bias)
+    is_kept = worth_keeping(q)
+    grads_out, sums = plan.of_queries(grad_out), [] if is_kept else plan.of_queries(kept[..., None])
     for index, (piece, parts) in enumerate(zip(plan.pieces, _cut(plan, q, k, v, row, column), strict=True)):
         weights = rooms.kept(kept, piece, parts) if is_kept else rooms.named("weights", piece, parts)
         if not is_kept:
-            _write_weights(weights, parts, plan, piece, attn_bias, scale, may_exclude_all=may_exclude_all)
+            _write_logits(weights, parts, plan, piece, attn_bias, scale)
+            weights.whole.sub_(sums[index]).exp2_()
         grad_logits = rooms.named("grad_logits", piece, parts)
         own = [part[index] if part else None for part in parts_of_grads]
         _products_backward(
@@ -243,13 +255,17 @@ def _products_backward(
     """
     grad_q, grad_k, grad_v = grads
     if grad_v is not None:
-        _write_product(grad_v, weights.whole.mT, grad_out, add=add)
-    _write_logits(grad_logits, grad_out, parts.v)
+        _write(grad_v, _product(weights.whole.mT, grad_out), add=add)
+    _write_outer(grad_logits, grad_out, parts.v)
     _softmax_backward(grad_logits, weights)
     if grad_q is not None:
-        _write_product(grad_q, grad_logits.whole, parts.k, alpha=scale)
+        grad_q.copy_(_product(grad_logits.whole, parts.k, alpha=scale))
     if grad_k is not None:
-        _write_product(grad_k, grad_logits.whole.mT, parts.q, alpha=scale, add=add)
+        _write(grad_k, _product(grad_logits.whole.mT, parts.q, alpha=scale), add=add)
+
+
+def _write(part: Tensor, product: Tensor, *, add: bool) -> None:
+    (part.add_ if add else part.copy_)(product)
 
 
 def _softmax_backward(grad: Logits, weights: Logits) -> None:
@@ -263,8 +279,7 @@ def _factors_backward(
     grad_logits: Logits, product: Logits, parts: _Parts, grad_row: Tensor, grad_column: Tensor
 ) -> None:
     """d row = sum over columns of d logits * column, and the other way round."""
-    grid_size = (parts.row.shape[-2], parts.column.shape[-1])
-    patches, room_of_product = (x.patches.unflatten(-1, grid_size) for x in (grad_logits, product))
+    patches, room_of_product = (x.grid(parts.grid_size) for x in (grad_logits, product))
     torch.sum(torch.mul(patches, parts.column, out=room_of_product), -1, out=grad_row)
     torch.sum(torch.mul(patches, parts.row, out=room_of_product), -2, out=grad_column)
 
@@ -273,10 +288,10 @@ def _factors_backward(
 # dispatcher alone: torch.library.custom_op costs 0.1 ms a call, 1 % of a small ViT.
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor row, Tensor column, Tensor? attn_bias"
 _library = torch.library.Library("locatvit", "DEF")
-_library.define(f"pieces_forward({_TENSORS}, int num_prefix_tokens, float scale, bool keep) -> (Tensor, Tensor)")
+_library.define(f"pieces_forward({_TENSORS}, int num_prefix_tokens, float scale, bool is_training) -> (Tensor, Tensor)")
 _library.define(
-    f"pieces_backward(Tensor grad_out, {_TENSORS}, Tensor kept, int num_prefix_tokens, float scale, bool[] needs) "
-    "-> Tensor[]"
+    f"pieces_backward(Tensor grad_out, {_TENSORS}, Tensor kept, int num_prefix_tokens, float scale, "
+    "bool[] needs) -> Tensor[]"
 )
 _library.impl("pieces_forward", forward, "CPU")
 _library.impl("pieces_backward", backward, "CPU")
@@ -284,7 +299,7 @@ _library.impl("pieces_backward", backward, "CPU")
 
 @torch.library.register_fake("locatvit::pieces_forward", lib=_library)
 def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return empty_like_tokens(q), _empty_weights(q, rest[-1])
+    return empty_like_tokens(q), _empty_kept(q, rest[-1])
 
 
 @torch.library.register_fake("locatvit::pieces_backward", lib=_library)
@@ -299,8 +314,7 @@ class PiecewiseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *tensors, num_prefix_tokens, scale = arguments
-        keep = any(ctx.needs_input_grad) and worth_keeping(tensors[0])
-        out, kept = torch.ops.locatvit.pieces_forward(*arguments, keep)
+        out, kept = torch.ops.locatvit.pieces_forward(*arguments, any(ctx.needs_input_grad))
         ctx.save_for_backward(*tensors, kept)
         ctx.num_prefix_tokens, ctx.scale = num_prefix_tokens, scale
         return out

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from locatvit.grid import GridSize
+
 # The least queries of one head that are worth a matrix product.
 _QUERY_BLOCK = 64
 
@@ -141,16 +143,14 @@ class Logits:
         self._num_prefix_queries, self._num_prefix_tokens = num_prefix_queries, num_prefix_tokens
 
     @functools.cached_property
-    def prefix(self) -> list[Tensor]:
-        """Where the query or the key is a prefix token."""
-        whole, queries, tokens = self.whole, self._num_prefix_queries, self._num_prefix_tokens
-        return ([whole[:, :queries]] if queries else []) + ([whole[..., :tokens]] if tokens else [])
-
-    @functools.cached_property
     def patches(self) -> Tensor:
         """[n, queries, keys] where both are patches."""
         whole = self.whole[:, self._num_prefix_queries :] if self._num_prefix_queries else self.whole
         return whole[..., self._num_prefix_tokens :] if self._num_prefix_tokens else whole
+
+    def grid(self, grid_size: GridSize) -> Tensor:
+        """``patches`` as [n, queries, h, w]."""
+        return self.patches.unflatten(-1, grid_size)
 
 
 _scratch = threading.local()

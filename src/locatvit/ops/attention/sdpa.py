@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from locatvit.ops.attention.factors import make_factors
 from locatvit.ops.attention.pieces import PiecewiseAttention
 from locatvit.ops.attention.reference import repeated, supplement
+from locatvit.ops.distance import Gaussian
 
 
 def run(
@@ -26,7 +28,7 @@ def run(
     dropout_p: float,
 ) -> Tensor:
     """Z = softmax(q kᵀ · scale + S + attn_bias) v (Eq. 4)."""
-    if q.device.type == "cpu" and dropout_p == 0 and not torch.compiler.is_exporting():
+    if _in_pieces(q, dropout_p):
         return PiecewiseAttention.apply(q, k, v, row_factor, column_factor, attn_bias, num_prefix_tokens, scale)
     attn_mask = supplement(row_factor, column_factor, num_prefix_tokens).to(q.dtype)
     if attn_bias is not None:
@@ -36,3 +38,22 @@ def run(
         # what a program is later made of need not lay its output out as torch's kernel does here
         return out.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
     return out
+
+
+def run_gaussian(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gaussian: Gaussian,
+    num_prefix_tokens: int,
+    attn_bias: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """The same for a Gaussian."""
+    factors = make_factors(gaussian) if _in_pieces(q, dropout_p) else gaussian.factors()
+    return run(q, k, v, *factors, num_prefix_tokens, attn_bias, scale, dropout_p)
+
+
+def _in_pieces(q: Tensor, dropout_p: float) -> bool:
+    return q.device.type == "cpu" and dropout_p == 0 and not torch.compiler.is_exporting()
