@@ -60,15 +60,7 @@ def _close(got, want, bound):
     assert (got - want).abs().max() <= bound * want.abs().max() + 1e-12
 
 
-@pytest.fixture
-def _poisoned(monkeypatch):
-    """Fresh memory is full of NaN, so what no kernel writes shows."""
-    empty_like, new_empty = torch.empty_like, torch.Tensor.new_empty
-    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(float("nan")))
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(float("nan")))
-
-
-@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(("grid_size", "prefix", "head_dim"), CASES.values(), ids=CASES)
 def test_forward_and_gradients(grid_size, prefix, head_dim, seed):
@@ -102,7 +94,7 @@ def _run_gaussian(inputs, grid_size, prefix, clamp=None, attn_bias=None):
     return fused.run_gaussian(q, k, v, gaussian, prefix, attn_bias, q.shape[-1] ** -0.5, 0.0)
 
 
-@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("clamp", [None, 6.0])
 @pytest.mark.parametrize(("grid_size", "prefix", "head_dim"), CASES.values(), ids=CASES)
 def test_a_gaussian_evaluated_in_the_kernels(grid_size, prefix, head_dim, clamp):
@@ -116,7 +108,7 @@ def test_a_gaussian_evaluated_in_the_kernels(grid_size, prefix, head_dim, clamp)
         _close(got, want, 1e-5)
 
 
-@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("shape", [(1, 3), (2, 1)])
 def test_a_gaussian_beside_a_further_bias(shape):
     inputs = _gaussian_inputs((5, 7), 1, batch=6)
@@ -131,7 +123,7 @@ def test_a_gaussian_beside_a_further_bias(shape):
         _close(got, want, 1e-5)
 
 
-@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.usefixtures("poisoned")
 def test_a_gaussian_of_which_one_variance_serves_all():
     """What is broadcast has no memory of its own, and one gradient."""
     q, k, v, _, alpha = _gaussian_inputs((5, 7), 1)
@@ -183,7 +175,7 @@ def test_half_precision_is_within_twice_plain_attention(dtype):
 SHAPES = {"heads": (1, 3), "shared by heads": (2, 1), "shared by all": (1, 1), "windows": (2, 3)}
 
 
-@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_further_bias_and_its_gradient(shape):
     """Images and heads that share a bias sum their gradients; of six images the windows of one are two."""
@@ -215,7 +207,7 @@ def test_a_mask_that_is_broadcast_over_tokens(shape):
         assert gradient[:, :, 20:].abs().max() == 0
 
 
-@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.usefixtures("poisoned")
 def test_a_query_that_may_look_nowhere_gets_zeros():
     inputs = _inputs((5, 7), 1)
     attn_bias = torch.zeros(2, 1, 36, 36, device=DEVICE)
@@ -229,7 +221,7 @@ def test_a_query_that_may_look_nowhere_gets_zeros():
 NEEDS = {"bias alone": (3, 4), "query": (0,), "values": (2,), "frozen keys": (0, 3, 4), "keys": (1,)}
 
 
-@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("wanted", NEEDS.values(), ids=NEEDS)
 def test_only_what_needs_a_gradient_gets_one(wanted):
     inputs = _inputs((5, 7), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -144,6 +144,7 @@ def make_loader(
     num_workers: int = 0,
     seed: int = 0,
     max_bad_images: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
 ) -> Loader:
     """Make batches of a data set.
 
@@ -159,6 +160,7 @@ def make_loader(
         num_workers: processes that read; 0 reads in this one.
         seed: decides order and augmentation, together with the epoch (``Loader.set_epoch``).
         max_bad_images: unreadable images to bear, see ``TolerantDataset``.
+        collate_fn: makes a batch of samples; None for ``collate``. A stream of ``timm/...`` always takes that.
 
     Raises:
         LocAtError: an argument out of range, or an empty data set. Iterating raises it for bad images and
@@ -179,7 +181,7 @@ def make_loader(
         sampler=EpochSampler(len(dataset), seed, shuffle=training),
         drop_last=training,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=collate if collate_fn is None else collate_fn,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else every iteration would draw from the global one
     )

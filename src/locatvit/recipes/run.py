@@ -78,6 +78,7 @@ def build_loader(
     seed: int,
     training: bool | None = None,
     wrap: Callable[[ImageDataset], ImageDataset] | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
 ) -> Loader:
     """The loader of one split, with no more workers than there are cores: more would wait for each other.
 
@@ -87,6 +88,7 @@ def build_loader(
         batch_size, num_workers, seed: see ``make_loader``.
         training: shuffle, and leave out an incomplete last batch; None for the training split alone.
         wrap: the data set to one that stands before it.
+        collate_fn: makes a batch of its samples; None for that of ``make_loader``.
 
     Raises:
         LocAtError: the data cannot be opened; see ``open_dataset`` and ``make_loader``.
@@ -100,6 +102,7 @@ def build_loader(
         num_workers=min(num_workers, _num_cores()),
         seed=seed,
         max_bad_images=data.max_bad_images,
+        collate_fn=collate_fn,
     )
 
 

@@ -29,7 +29,7 @@ from locatvit.recipes.segmentation_sheets import SheetCollector
 
 def split_loader(run: SegmentRun, split: Split, batch_size: int, cache: FeatureCache | None = None) -> Loader:
     """The images and masks of one split, transformed for the protocol; with a cache, batches of ``CachedImages``."""
-    loader = build_loader(
+    return build_loader(
         run.data,
         "segmentation",
         split,
@@ -38,10 +38,8 @@ def split_loader(run: SegmentRun, split: Split, batch_size: int, cache: FeatureC
         num_workers=run.protocol.num_workers,
         seed=run.protocol.seed,
         wrap=None if cache is None else partial(CachedImages, cache=cache),
+        collate_fn=None if cache is None else collate_samples,
     )
-    if cache is not None:
-        loader.collate_fn = collate_samples
-    return loader
 
 
 class Measure:
