@@ -147,10 +147,15 @@ def test_a_further_bias_and_its_gradient(backend, shape):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
 
 
+# weights that are kept for the backward pass, and weights that are made again
+KEPT_OR_NOT = pytest.mark.parametrize("grid_size", [(5, 7), (7, 9)], ids=["kept", "made again"])
+
+
+@KEPT_OR_NOT
 @pytest.mark.parametrize("backend", ON_CPU)
-def test_excluded_keys_have_no_influence(backend):
-    q, k, v, row, column = _inputs((5, 7), 1)
-    attn_bias = torch.zeros(1, 1, 1, 36, dtype=torch.float64)
+def test_excluded_keys_have_no_influence(backend, grid_size):
+    q, k, v, row, column = _inputs(grid_size, 1)
+    attn_bias = torch.zeros(1, 1, 1, q.shape[2], dtype=torch.float64)
     attn_bias[..., 20:] = float("-inf")
     out = gaug_attention(q, k, v, row, column, num_prefix_tokens=1, attn_bias=attn_bias, backend=backend)
     assert out.isfinite().all()
@@ -159,10 +164,11 @@ def test_excluded_keys_have_no_influence(backend):
     assert gradient[:, :, :20].abs().min() > 0
 
 
+@KEPT_OR_NOT
 @pytest.mark.parametrize("backend", ON_CPU)
-def test_a_query_that_may_look_nowhere_gets_zeros(backend):
-    inputs = _inputs((5, 7), 1)
-    attn_bias = torch.zeros(2, 1, 36, 36, dtype=torch.float64)
+def test_a_query_that_may_look_nowhere_gets_zeros(backend, grid_size):
+    inputs = _inputs(grid_size, 1)
+    attn_bias = torch.zeros(2, 1, *[inputs[0].shape[2]] * 2, dtype=torch.float64)
     attn_bias[0, :, 9:12] = float("-inf")
     out = gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=attn_bias, backend=backend)
     assert (out[0, :, 9:12] == 0).all()
@@ -173,9 +179,10 @@ def test_a_query_that_may_look_nowhere_gets_zeros(backend):
         assert gradient.isfinite().all()
 
 
-def test_memory_that_is_not_overwritten_would_show(monkeypatch):
+@KEPT_OR_NOT
+def test_memory_that_is_not_overwritten_would_show(grid_size):
     """The pieces' room is reused; filled with NaN beforehand it must leave no trace."""
-    inputs = _inputs((5, 7), 5, torch.float32)
+    inputs = _inputs(grid_size, 5, torch.float32)
     rooms = ("weights", "grad_logits", "product")
     plan._scratch.__dict__["rooms"] = {(name, torch.float32): torch.full((100_000,), float("nan")) for name in rooms}
     out = gaug_attention(*inputs, num_prefix_tokens=5)
