@@ -373,3 +373,22 @@ def test_report_of_another_kind(command: Command, trained: Path, tmp_path: Path)
     answer = command("report", trained, "--output", tmp_path / "report.pdf")
     assert answer.error == "the report's file is 'report.pdf'; its name must end in .html or .md"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("train", "the same command goes on from the last checkpoint, if one was written"),
+        ("profile", "the same command begins anew"),
+    ],
+)
+def test_ctrl_c_says_what_the_same_command_does(
+    command: Command, monkeypatch: pytest.MonkeyPatch, verb: str, words: str
+) -> None:
+    def stopped(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"locatvit.cli.{verb}.run", stopped)
+    answer = command(verb)
+    assert answer.code == 130
+    assert answer.err.splitlines()[-1] == f"locatvit: stopped; {words}"

@@ -36,6 +36,8 @@ Begin with: locatvit quickstart
 """
 _MISTAKE, _INTERRUPTED = 2, 130
 _GOES_ON = "the same command goes on from the last checkpoint, if one was written"
+_BEGINS_ANEW = "the same command begins anew"
+_WITHOUT_CHECKPOINTS = ("validate", "predict", "profile", "export", "report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _stop(f"error: {_describe(error)}; check that the path exists, may be used and has space", _MISTAKE)
     except KeyboardInterrupt as stop:
-        # Ctrl-C itself has no words; a verb without checkpoints gives its own
-        return _stop(f"stopped; {str(stop) or _GOES_ON}", _INTERRUPTED)
+        # Ctrl-C itself has no words; a verb that knows more than these gives its own
+        words = _BEGINS_ANEW if arguments and arguments[0] in _WITHOUT_CHECKPOINTS else _GOES_ON
+        return _stop(f"stopped; {str(stop) or words}", _INTERRUPTED)
 
 
 def _dispatch(arguments: list[str]) -> int:
