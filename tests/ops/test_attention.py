@@ -180,6 +180,14 @@ def test_a_query_that_may_look_nowhere_gets_zeros(backend, grid_size):
 
 
 @KEPT_OR_NOT
+def test_the_output_is_the_same_where_no_gradient_is_wanted(grid_size):
+    inputs = _inputs(grid_size, 1, torch.float32)
+    with torch.no_grad():
+        out = gaug_attention(*inputs, num_prefix_tokens=1)
+    assert out.equal(gaug_attention(*inputs, num_prefix_tokens=1))
+
+
+@KEPT_OR_NOT
 def test_memory_that_is_not_overwritten_would_show(grid_size):
     """The pieces' room is reused; filled with NaN beforehand it must leave no trace."""
     inputs = _inputs(grid_size, 5, torch.float32)

@@ -148,10 +148,10 @@ def forward(
         weights = rooms.kept(kept, piece, parts) if keep else rooms.named("weights", piece, parts)
         _write_logits(weights, parts, plan, piece, attn_bias, scale)
         maximum, total = _exponentiate(weights, may_exclude_all=attn_bias is not None)
+        # fewer numbers to divide than there are weights; in every mode, so that all give the same bits
+        torch.div(_product(weights.whole, parts.v), total, out=parts_of_out[index])
         if keep:
-            parts_of_out[index].copy_(_product(weights.whole.div_(total), parts.v))
-        else:  # fewer numbers to divide
-            torch.div(_product(weights.whole, parts.v), total, out=parts_of_out[index])
+            weights.whole.div_(total)
         if keep_sums:
             torch.add(total.log2_(), maximum, out=sums[index])
     return out, kept
