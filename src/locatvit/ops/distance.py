@@ -33,7 +33,7 @@ def gaussian_factors(
         distance_clamp: cap of each axis' squared distance, in patches², or None for Eq. 8 as printed.
     """
     exponent_scale = -0.5 / variance
-    tables = squared_distances(variance, grid_size, distance_clamp)
+    tables = axis_squared_distances(variance, grid_size, distance_clamp)
     # in place: the product itself is needed by nobody
     row_factor, column_factor = ((exponent_scale[..., axis, None] * table).exp_() for axis, table in enumerate(tables))
     return row_factor, column_factor
@@ -108,11 +108,11 @@ KERNELS: dict[str, DistanceKernel] = {
 
 def _distance(like: Tensor, grid_size: GridSize, clamp: float | None) -> Float[Tensor, "N N"]:
     """The Euclidean distance of every two patches, in patches."""
-    rows, columns = squared_distances(like, grid_size, clamp)
+    rows, columns = axis_squared_distances(like, grid_size, clamp)
     return (rows[:, :, None] + columns[:, None, :]).flatten(1).sqrt()
 
 
-def squared_distances(
+def axis_squared_distances(
     like: Tensor, grid_size: GridSize, clamp: float | None
 ) -> tuple[Float[Tensor, "N h"], Float[Tensor, "N w"]]:
     """The squared distance of each patch to each row, and to each column, of the grid.

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locatvit.ops.distance import Gaussian, squared_distances
+from locatvit.ops.distance import Gaussian, axis_squared_distances
 
 
 def make_factors(gaussian: Gaussian) -> tuple[Tensor, Tensor]:
     """As ``Gaussian.factors``, once differentiable."""
-    tables = squared_distances(gaussian.variance, gaussian.grid_size, gaussian.distance_clamp)
+    tables = axis_squared_distances(gaussian.variance, gaussian.grid_size, gaussian.distance_clamp)
     factors: tuple[Tensor, Tensor] = _Factors.apply(gaussian.variance, gaussian.alpha, *tables)
     return factors
 
@@ -50,8 +50,8 @@ class _Factors(torch.autograd.Function):
         grad_row = grad_row * row
         grad_variance = None
         if ctx.needs_input_grad[0]:
-            of_axes = alpha * (grad_row * tables[0]).sum(-1), ((grad_column * column).mul_(tables[1])).sum(-1)
+            of_axes = alpha * (grad_row * tables[0]).sum(-1), (grad_column * column).mul_(tables[1]).sum(-1)
             # the axes as planes of patches, as variance lies in memory
-            per_patch = torch.stack(torch.broadcast_tensors(*of_axes), dim=-2).mT
+            per_patch = torch.stack(of_axes, dim=-2).mT
             grad_variance = (per_patch / (2 * variance.square())).sum_to_size(variance.shape)
         return grad_variance, grad_row.sum(-1), None, None

@@ -34,17 +34,13 @@ class _Parts(NamedTuple):
     row: Tensor
     column: Tensor
 
-    @property
-    def grid_size(self) -> tuple[int, int]:
-        """(h, w) of the keys that are patches."""
-        return self.row.shape[-2], self.column.shape[-1]
-
 
 class _Rooms:
     """The logits that the pieces of one call write, one after another, in the same memory."""
 
-    def __init__(self, plan: Plan, row: Tensor, num_prefix_tokens: int, dtype: torch.dtype) -> None:
+    def __init__(self, plan: Plan, row: Tensor, column: Tensor, num_prefix_tokens: int, dtype: torch.dtype) -> None:
         self._plan, self._num_prefix_tokens, self._dtype = plan, num_prefix_tokens, dtype
+        self._grid_size = row.shape[-1], column.shape[-1]
         # ``gaussian_factors`` lays narrow grids out with patches as neighbours, and so must what is made of them
         self._by_query = row.stride(-1) > row.stride(-2)
         self._made: dict[tuple[Any, ...], Logits] = {}
@@ -65,7 +61,7 @@ class _Rooms:
 
     def _inside(self, memory: Tensor, piece: Piece, parts: _Parts) -> Logits:
         prefix = self._plan.num_prefix_queries(piece)
-        return Logits(memory, _shape(parts), self._by_query, prefix, self._num_prefix_tokens)
+        return Logits(memory, _shape(parts), self._by_query, self._grid_size, prefix, self._num_prefix_tokens)
 
 
 def _shape(parts: _Parts) -> tuple[int, int, int]:
@@ -104,7 +100,7 @@ def _write_logits(
 ) -> None:
     """(q kᵀ · scale + S + attn_bias) log2 e of a piece."""
     _write_outer(logits, parts.q, parts.k, alpha=scale * _LOG2_E)
-    logits.grid(parts.grid_size).addcmul_(parts.row, parts.column, value=_LOG2_E)
+    logits.patches.addcmul_(parts.row, parts.column, value=_LOG2_E)
     if attn_bias is not None:
         for part, bias in plan.with_bias(piece, logits.whole, attn_bias):
             part.add_(bias, alpha=_LOG2_E)
@@ -141,9 +137,9 @@ def forward(
     """softmax(q kᵀ · scale + S + attn_bias) v, [B, H, L, K], piece by piece; and what ``_empty_kept`` names."""
     out, kept = empty_like_tokens(q), _empty_kept(q, is_training)
     plan = Plan(q, num_prefix_tokens, _PIECE_BYTES)
-    rooms = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q))
-    keep, keep_sums = is_training and worth_keeping(q), is_training and not worth_keeping(q)
-    parts_of_out, sums = plan.of_queries(out), plan.of_queries(kept[..., None]) if keep_sums else []
+    rooms = _Rooms(plan, row, column, num_prefix_tokens, compute_dtype(q))
+    keep = is_training and worth_keeping(q)
+    parts_of_out, sums = plan.of_queries(out), plan.of_queries(kept[..., None]) if is_training and not keep else []
     for index, (piece, parts) in enumerate(zip(plan.pieces, _cut(plan, q, k, v, row, column), strict=True)):
         weights = rooms.kept(kept, piece, parts) if keep else rooms.named("weights", piece, parts)
         _write_logits(weights, parts, plan, piece, attn_bias, scale)
@@ -152,7 +148,7 @@ def forward(
         torch.div(_product(weights.whole, parts.v), total, out=parts_of_out[index])
         if keep:
             weights.whole.div_(total)
-        if keep_sums:
+        elif sums:
             torch.add(total.log2_(), maximum, out=sums[index])
     return out, kept
 
@@ -191,7 +187,7 @@ def backward(
     if needs[5]:
         grads[5].zero_()
     plan = Plan(q, num_prefix_tokens, _PIECE_BYTES)
-    rooms, parts_of_grads = _Rooms(plan, row, num_prefix_tokens, compute_dtype(q)), _gradient_parts(plan, grads)
+    rooms, parts_of_grads = _Rooms(plan, row, column, num_prefix_tokens, compute_dtype(q)), _gradient_parts(plan, grads)
     is_kept = worth_keeping(q)
     grads_out, sums = plan.of_queries(grad_out), [] if is_kept else plan.of_queries(kept[..., None])
     for index, (piece, parts) in enumerate(zip(plan.pieces, _cut(plan, q, k, v, row, column), strict=True)):
@@ -279,9 +275,8 @@ def _factors_backward(
     grad_logits: Logits, product: Logits, parts: _Parts, grad_row: Tensor, grad_column: Tensor
 ) -> None:
     """d row = sum over columns of d logits * column, and the other way round."""
-    patches, room_of_product = (x.grid(parts.grid_size) for x in (grad_logits, product))
-    torch.sum(torch.mul(patches, parts.column, out=room_of_product), -1, out=grad_row)
-    torch.sum(torch.mul(patches, parts.row, out=room_of_product), -2, out=grad_column)
+    torch.sum(torch.mul(grad_logits.patches, parts.column, out=product.patches), -1, out=grad_row)
+    torch.sum(torch.mul(grad_logits.patches, parts.row, out=product.patches), -2, out=grad_column)
 
 
 # Registered so that torch.compile sees one node, with shapes but no values. The kernels are called through the

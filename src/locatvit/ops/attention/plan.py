@@ -123,6 +123,7 @@ class Logits:
         memory: n * queries * L uninitialised numbers.
         shape: (n, queries, L).
         by_query: whether neighbours in memory are queries and not keys.
+        grid_size: (h, w) of the keys that are patches.
         num_prefix_queries: how many of the queries are prefix tokens.
         num_prefix_tokens: how many of the keys are.
     """
@@ -132,6 +133,7 @@ class Logits:
         memory: Tensor,
         shape: tuple[int, int, int],
         by_query: bool,
+        grid_size: GridSize,
         num_prefix_queries: int,
         num_prefix_tokens: int,
     ) -> None:
@@ -140,17 +142,13 @@ class Logits:
         """The same, contiguous."""
         self.whole = self.in_memory.mT if by_query else self.in_memory
         self.by_query, self.keys_dim = by_query, -2 if by_query else -1
+        self._grid_size = grid_size
         self._num_prefix_queries, self._num_prefix_tokens = num_prefix_queries, num_prefix_tokens
 
     @functools.cached_property
     def patches(self) -> Tensor:
-        """[n, queries, keys] where both are patches."""
-        whole = self.whole[:, self._num_prefix_queries :] if self._num_prefix_queries else self.whole
-        return whole[..., self._num_prefix_tokens :] if self._num_prefix_tokens else whole
-
-    def grid(self, grid_size: GridSize) -> Tensor:
-        """``patches`` as [n, queries, h, w]."""
-        return self.patches.unflatten(-1, grid_size)
+        """[n, queries, h, w] where both are patches."""
+        return self.whole[:, self._num_prefix_queries :, self._num_prefix_tokens :].unflatten(-1, self._grid_size)
 
 
 _scratch = threading.local()
