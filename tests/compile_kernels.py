@@ -12,7 +12,7 @@ import warnings
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from locatvit.ops import narrow_linear_kernels
+from locatvit.ops import prediction_kernels
 from locatvit.ops.attention import triton_kernels
 from locatvit.ops.attention.triton_tiles import Tiles, choose_tiles
 from locatvit.ops.launches import launch_options
@@ -22,13 +22,15 @@ TARGETS = {GPUTarget("cuda", 90, 32): 227 * 1024, GPUTarget("cuda", 89, 32): 99 
 TOKENS = {"q", "k", "v", "x", "out", "grad_out", "grad_q", "grad_k", "grad_v", "grad_x"}
 FLOATS = {
     "row", "column", "bias", "log_sum", "delta", "numbers", "grad_row", "grad_column", "grad_bias", "weight", "parts",
+    "widths", "alpha", "grad_widths", "grad_alpha",
 }  # fmt: skip
+NUMBERS = {"scale", "clamp", "variance_max", "shift", "floor"}
 
 
 def build(target: GPUTarget, name: str, dtype: str, tiles: Tiles, **constants: object) -> None:
     """Compile one kernel for tokens of ``dtype``; raises what the compiler raises, or where a GPU could not hold it."""
     kernel = getattr(
-        narrow_linear_kernels if name.startswith("narrow_") else triton_kernels, name.removeprefix("narrow_")
+        prediction_kernels if name.startswith("predict_") else triton_kernels, name.removeprefix("predict_")
     )
     signature, values = {}, {}
     for place, argument in enumerate(kernel.arg_names):
@@ -37,11 +39,11 @@ def build(target: GPUTarget, name: str, dtype: str, tiles: Tiles, **constants: o
         elif argument in TOKENS or argument in FLOATS:
             signature[argument] = f"*{dtype}" if argument in TOKENS else "*fp32"
         else:
-            signature[argument] = "fp32" if argument in ("scale", "clamp") else "i32"
+            signature[argument] = "fp32" if argument in NUMBERS else "i32"
     options = launch_options(tiles.num_warps, tiles.num_stages)
     source = ASTSource(kernel, signature=signature, constexprs=values)
     compiled = compile(source, target=target, options=options)
-    assert compiled.metadata.shared <= TARGETS[target], (name, compiled.metadata.shared)
+    assert compiled.metadata.shared <= TARGETS[target], (name, constants, compiled.metadata.shared)
     print(
         f"compiled for sm_{target.arch}: {name} {dtype} {constants}: {compiled.metadata.shared} bytes of shared memory",
         flush=True,
@@ -70,7 +72,7 @@ def main() -> int:
             ("backward_queries", {"NEEDS_Q": True, "NEEDS_FACTORS": True}),
             ("backward_keys", {"HAS_PREFIX": prefix > 0}),
         ):
-            tiles = choose_tiles(name, grid_size, head_dim, dtype, TARGETS[target])
+            tiles = choose_tiles(name, grid_size, head_dim, dtype, TARGETS[target], has_bias=bias)
             sizes = {"QUERIES": tiles.queries, "ROWS": tiles.rows, "COLUMNS": tiles.columns, "HAS_BIAS": bias}
             if name != "backward_keys":
                 more = {**more, "EVEN": tiles.fit(grid_size), "PREFIX": 16 if prefix else 0}
@@ -78,9 +80,15 @@ def main() -> int:
         if bias:
             build(target, "backward_bias", word, Tiles(32, 1, 32), **common, QUERIES=32, KEYS=32)
     for target, width in itertools.product(TARGETS, (32, 80)):
-        sizes = {"WIDTH": width, "DEPTH": 1 << (width - 1).bit_length(), "OUTPUTS": 3, "TOKENS": 64}
-        build(target, "narrow_forward", "bf16", Tiles(64, 1, 1), **sizes)
-        build(target, "narrow_backward", "bf16", Tiles(64, 1, 1), **sizes, NEEDS_X=True, NEEDS_WEIGHT=True)
+        sizes = {
+            "WIDTH": width,
+            "DEPTH": 1 << (width - 1).bit_length(),
+            "NUM_WIDTHS": 2,
+            "HAS_ALPHA": True,
+            "TOKENS": 64,
+        }
+        build(target, "predict_forward", "bf16", Tiles(64, 1, 1), **sizes, STARTS_AT_ZERO=True)
+        build(target, "predict_backward", "bf16", Tiles(64, 1, 1), **sizes, NEEDS_X=True, NEEDS_WEIGHT=True)
     return 0
 
 

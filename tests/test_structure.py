@@ -40,7 +40,7 @@ EXCEPTIONS = {
 }
 """Imports between two parts that the rows alone would forbid, and why."""
 ADDRESSES: dict[str, tuple[str, ...]] = {
-    "triton": ("ops/attention/triton_kernels.py", "ops/narrow_linear_kernels.py"),
+    "triton": ("ops/attention/triton_kernels.py", "ops/prediction_kernels.py"),
     "timm": (
         "backbones/__init__.py",
         "backbones/timm_*.py",

@@ -90,11 +90,12 @@ def test_refinement_that_the_head_reads_in_full_is_no_different() -> None:
 
 
 def test_the_cpus_own_attention_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its formula both products of every block would be missing."""
+    """Without its formula both products of every block would be missing, and what GAug predicts from."""
     model = locatvit.create_model("locatvit_tiny", **VIT)
     whole = count(model, SIZE).multiply_adds
     monkeypatch.delitem(cost._FORMULAS, torch.ops.locatvit.pieces_forward)
-    assert whole - count(model, SIZE).multiply_adds == DEPTH * 2 * (PATCHES + 1) ** 2 * WIDTH
+    missing = DEPTH * (2 * (PATCHES + 1) ** 2 + 3 * PATCHES) * WIDTH
+    assert whole - count(model, SIZE).multiply_adds == missing
 
 
 @cases(lambda subject, config: config.backend == "auto")

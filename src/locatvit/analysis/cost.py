@@ -140,10 +140,12 @@ def _linear(bias: Shape, a: Shape, b: Shape, *_: Any, out_shape: Any = None, **_
     return 2 * rows * columns * (width + 1)
 
 
-def _pieces_forward(q: Shape, k: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Of q kᵀ and of the weights times v."""
-    batch, heads, queries, width = q
-    return 2 * 2 * batch * heads * queries * k[2] * width
+def _pieces_forward(q: Shape, *rest: Any, out_shape: Any = None, **_: Any) -> int:
+    """Of q kᵀ, of the weights times v, and of GAug's three outputs a patch where they are predicted there."""
+    batch, heads, tokens, width = q
+    prediction, num_prefix_tokens = rest[6], rest[7]
+    outputs = 3 * (tokens - num_prefix_tokens) if prediction else 0
+    return 2 * batch * heads * width * (2 * tokens * tokens + outputs)
 
 
 # What torch counts without its bias, and what it does not know: formulas of shapes.

@@ -14,7 +14,7 @@ from locatvit.errors import LocAtError
 from locatvit.layers import CurrentGrid, GAug
 from locatvit.layers.attention import additive, fixed_layout, refuse_causal
 from locatvit.layers.refine import CurrentMask
-from locatvit.ops import Gaussian, gaussian_attention
+from locatvit.ops import Gaussian, PredictedGaussian, gaussian_attention
 from locatvit.ops.attention import reference
 
 IMPLEMENTATION = "locat"
@@ -103,7 +103,7 @@ def attend(
 
 def _biases(
     host: Any, query: Tensor, key: Tensor, attn_bias: Tensor | None, excluded: Tensor | None
-) -> tuple[Gaussian | None, Tensor | None]:
+) -> tuple[Gaussian | PredictedGaussian | None, Tensor | None]:
     """The Gaussian, if there is one, and the sum of what is dense."""
     gaug: GAug | None = host.gaug
     if gaug is None:  # a block that config.layers leaves as it was
@@ -120,7 +120,7 @@ def _biases(
         allowed = allowed[..., first:, :] if allowed.shape[-2] > 1 else allowed
     grid_size = locality.grid.of(query.shape[2] - first, first)
     bias = gaug(query, grid_size, num_prefix_tokens=first, k=key, x=x, allowed=allowed)
-    if isinstance(bias, Gaussian):
+    if not isinstance(bias, Tensor):
         return bias, attn_bias
     dense = F.pad(bias, (first, 0, first, 0)).to(query.dtype)
     return None, dense if attn_bias is None else dense + attn_bias

@@ -14,7 +14,7 @@ from locatvit.errors import LocAtError
 from locatvit.grid import GridSize
 from locatvit.layers.current_grid import CurrentGrid
 from locatvit.layers.gaug import GAug
-from locatvit.ops import Gaussian, gaussian_attention
+from locatvit.ops import Gaussian, PredictedGaussian, gaussian_attention
 from locatvit.ops.attention import reference
 from locatvit.ops.attention.reference import repeated
 
@@ -24,14 +24,14 @@ class Terms:
     """What goes into one attention: [B, H, L, K] each of q, k, v, and what is added to the logits.
 
     Attributes:
-        bias: of the patches: a ``Gaussian``, or where the kernel does not separate, [B, H, N, N].
+        bias: of the patches: a Gaussian, or where the kernel does not separate, [B, H, N, N].
         attn_bias: the host's own, or None.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
-    bias: Gaussian | Tensor
+    bias: Gaussian | PredictedGaussian | Tensor
     attn_bias: Tensor | None
 
 
@@ -87,7 +87,9 @@ class LocalityAttention(nn.Module):
         attn_bias = additive(attn_mask, q)
         return Terms(q, k, v, self.locality_bias(q, k, x, attn_bias), attn_bias)
 
-    def locality_bias(self, q: Tensor, k: Tensor, x: Tensor, attn_bias: Tensor | None) -> Gaussian | Tensor:
+    def locality_bias(
+        self, q: Tensor, k: Tensor, x: Tensor, attn_bias: Tensor | None
+    ) -> Gaussian | PredictedGaussian | Tensor:
         """GAug's bias of the patches, from normed and not yet rotated queries and keys, and what excludes keys."""
         first = self.num_prefix_tokens
         allowed = None
@@ -127,9 +129,9 @@ class LocalityAttention(nn.Module):
             dropout_p=dropout_p, backend=self.backend,
         )  # fmt: skip
 
-    def _split(self, terms: Terms) -> tuple[Gaussian | None, Tensor | None]:
+    def _split(self, terms: Terms) -> tuple[Gaussian | PredictedGaussian | None, Tensor | None]:
         """The Gaussian, if there is one, and the sum of what is dense."""
-        if isinstance(terms.bias, Gaussian):
+        if not isinstance(terms.bias, Tensor):
             return terms.bias, terms.attn_bias
         dense = F.pad(terms.bias, (self.num_prefix_tokens, 0, self.num_prefix_tokens, 0))
         return None, dense if terms.attn_bias is None else dense + repeated(terms.attn_bias, dense.shape[0])

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from locatvit.config import LocAtConfig
 from locatvit.grid import GridSize
-from locatvit.ops.distance import KERNELS, Gaussian
-from locatvit.ops.narrow_linear import narrow_linear
+from locatvit.ops import Gaussian, PredictedGaussian
+from locatvit.ops.distance import KERNELS
+from locatvit.ops.prediction import Prediction, predict, without_autocast
 
 # The exponent -1/2 D / variance of the furthest patch must fit float16 (details of the authors' code, section 1).
 _FLOAT16_EXPONENT = 32_500.0
@@ -93,10 +91,10 @@ class GAug(nn.Module):
         k: Float[Tensor, "B H L K"] | None = None,
         x: Float[Tensor, "B L D"] | None = None,
         allowed: Bool[Tensor, ...] | None = None,
-    ) -> Gaussian | Float[Tensor, "B H N N"]:
-        """alpha times G (Eqs. 8-10): as the numbers that make it, or where the kernel does not separate, itself.
+    ) -> Gaussian | PredictedGaussian | Float[Tensor, "B H N N"]:
+        """alpha times G (Eqs. 8-10): as what makes it, or where the kernel does not separate, itself.
 
-        In at least float32.
+        In at least float32. Of the paper's own bias nothing is computed here: the attention does it on the way.
 
         Args:
             q: queries, after bias and q-norm, before rotation and scaling; the prefix first, then the patches.
@@ -106,7 +104,15 @@ class GAug(nn.Module):
             x: the tokens at the attention's input, for ``variance="input"``.
             allowed: which patches a mask leaves to a patch, for ``alpha="auto"``; broadcastable to [B, H, N, N].
         """
-        with _without_autocast(q.device.type):
+        if self._is_predicted_from_queries():
+            assert self.log_var is not None
+            assert self.log_alpha is not None
+            weight, bias = _joined([self.log_var, self.log_alpha])
+            return PredictedGaussian(
+                q, weight, bias, self._prediction(grid_size, self.variance_floor),
+                num_prefix_tokens, grid_size, self.distance_clamp,
+            )  # fmt: skip
+        with without_autocast(q.device.type):
             variance, alpha = self.variance_and_alpha(
                 q, grid_size, num_prefix_tokens=num_prefix_tokens, k=k, x=x, allowed=allowed
             )
@@ -133,49 +139,47 @@ class GAug(nn.Module):
         The variances are those of row and column in patches², W = 2; or one for both, W = 1. What is fixed is a view
         of one number.
         """
-        first = num_prefix_tokens
-        variance_logits, alpha_logits = self._logits(q, x, first)
-        scale = self.variance_scale(grid_size)
-        if variance_logits is None:
-            fixed = float(self.config.variance) * scale
-            variance = torch.tensor(fixed, dtype=_precise(q), device=q.device).expand(1, 1, 1, self.num_widths)
-        else:
-            variance = self._bounded(variance_logits, scale)
-        if alpha_logits is not None:
-            return variance, self._positive(alpha_logits)
-        if self.config.alpha == "auto":
-            assert k is not None, "alpha='auto' needs the keys"
-            return variance, mean_logit_size(q[:, :, first:], k[:, :, first:], allowed)
-        return variance, torch.ones((), dtype=_precise(q), device=q.device).expand(q[:, :, first:].shape[:-1])
-
-    def _logits(self, q: Tensor, x: Tensor | None, first: int) -> tuple[Tensor | None, Tensor | None]:
-        """What the linear layers give, [B, H, N, W] and [B, H, N]; None where there is no layer.
-
-        Prefix tokens are left out of what comes out, which is small, and not of what goes in.
-        """
-        from_query = self.log_var is not None and self.config.variance != "input"
-        layers = [layer for layer in (self.log_var if from_query else None, self.log_alpha) if layer is not None]
-        logits = _linear(q, layers)[:, :, first:] if layers else q
-        variance_logits = logits[..., : self.num_widths] if from_query else None
+        first, prediction = num_prefix_tokens, self._prediction(grid_size, floor=0.0)
+        variance, alpha = self._from_queries(q, prediction, first)
         if self.config.variance == "input":
             assert x is not None
-            assert self.log_var is not None
-            # heads * W outputs of each token, head by head
-            by_head = _linear(x[:, None], [self.log_var])[:, 0, first:].unflatten(-1, (q.shape[1], self.num_widths))
-            variance_logits = by_head.transpose(1, 2)
-        return variance_logits, logits[..., -1] if self.log_alpha is not None else None
+            variance = self._from_input(x, q.shape[1], prediction, first)
+        elif variance is None:
+            fixed = float(self.config.variance) * self.variance_scale(grid_size)
+            variance = torch.tensor(fixed, dtype=_precise(q), device=q.device).expand(1, 1, 1, self.num_widths)
+        if alpha is None and self.config.alpha == "auto":
+            assert k is not None, "alpha='auto' needs the keys"
+            alpha = mean_logit_size(q[:, :, first:], k[:, :, first:], allowed)
+        elif alpha is None:
+            alpha = torch.ones((), dtype=_precise(q), device=q.device).expand(q[:, :, first:].shape[:-1])
+        return variance, alpha
 
-    def _bounded(self, variance_logits: Tensor, scale: float) -> Tensor:
-        """scale * f of Eq. 5: between 0 and scale * M, f(0) = 1."""
+    def _is_predicted_from_queries(self) -> bool:
+        config = self.config
+        return (config.kernel, config.variance, config.alpha) == ("gaussian", "query", "learned")
+
+    def _prediction(self, grid_size: GridSize, floor: float) -> Prediction:
+        """What follows the linear layers; the identity start begins at exactly 0 with a gradient."""
         shift = math.log(self.variance_max - 1) if self.variance_max > 2 else 0.0
-        return (self.variance_max * scale) * torch.sigmoid(variance_logits - shift)
+        starts_at_zero = self.config.start == "identity"
+        return Prediction(self.variance_max * self.variance_scale(grid_size), shift, floor, starts_at_zero)
 
-    def _positive(self, alpha_logits: Tensor) -> Tensor:
-        """Eq. 9; with the identity start shifted so that it begins at exactly 0 with a gradient."""
-        alpha = F.softplus(alpha_logits)
-        if self.config.start == "identity":
-            alpha = alpha - F.softplus(alpha_logits.new_zeros(()))
-        return alpha
+    def _from_queries(self, q: Tensor, prediction: Prediction, first: int) -> tuple[Tensor | None, Tensor | None]:
+        """Variance and alpha; None of what is not predicted from the queries."""
+        log_var = None if self.config.variance == "input" else self.log_var
+        layers = [layer for layer in (log_var, self.log_alpha) if layer is not None]
+        if not layers:
+            return None, None
+        num_widths = 0 if log_var is None else self.num_widths
+        variance, alpha = predict(q, *_joined(layers), prediction, num_widths, first)
+        return variance if num_widths else None, alpha
+
+    def _from_input(self, x: Tensor, num_heads: int, prediction: Prediction, first: int) -> Tensor:
+        """Variance, of heads * W outputs of each token, head by head."""
+        assert self.log_var is not None
+        weight, bias = _joined([self.log_var])
+        by_head, _ = predict(x[:, None], weight, bias, prediction, len(weight), first)
+        return by_head[:, 0].unflatten(-1, (num_heads, self.num_widths)).transpose(1, 2)
 
     def variance_scale(self, grid_size: GridSize) -> float:
         """Factor on the variance for another grid than the trained one: one for both axes."""
@@ -190,14 +194,6 @@ class GAug(nn.Module):
             f"trained_grid={self.trained_grid}, variance_max={self.variance_max:g}, "
             f"variance_floor={self.variance_floor:g}, distance_clamp={self.distance_clamp}"
         )
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    # to ask is cheap, to leave autocast costs as much as three small operations; the meta device has none. Whether a
-    # device has any, which torch.amp tells, cannot be asked in a compiled graph of torch 2.11
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def mean_logit_size(
@@ -216,13 +212,11 @@ def mean_logit_size(
     return q.norm(dim=-1) * (sizes.mean(dim=-1) * q.shape[-1] ** -0.5)
 
 
-def _linear(x: Float[Tensor, "B H L K"], layers: list[nn.Linear]) -> Float[Tensor, "B H L O"]:
-    """All outputs of the layers, side by side, in at least float32: half has no room for the exponents to come."""
-    return narrow_linear(x, *(_joined([getattr(layer, name) for layer in layers]) for name in ("weight", "bias")))
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _joined(layers: list[nn.Linear]) -> tuple[Float[Tensor, "O K"], Float[Tensor, " O"]]:
+    """Weight and bias of one layer with the outputs of all, side by side."""
+    if len(layers) == 1:
+        return layers[0].weight, layers[0].bias
+    return torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
 
 
 def _precise(tensor: Tensor) -> torch.dtype:

@@ -17,6 +17,11 @@ from locatvit.grid import GridSize, axis_squared_distance, coordinates
 _NARROW = 20
 
 
+def is_narrow(grid_size: GridSize) -> bool:
+    """Whether patches, not lines, are to be neighbours in the memory of what has a number for each line of the grid."""
+    return max(grid_size) < _NARROW
+
+
 def gaussian_factors(
     variance: Float[Tensor, "*B N 2"], grid_size: GridSize, *, distance_clamp: float | None = None
 ) -> tuple[Float[Tensor, "*B N h"], Float[Tensor, "*B N w"]]:
@@ -131,7 +136,7 @@ def _squared_distances(
     with torch.inference_mode(False):  # what is made in inference mode cannot serve training later
         places = coordinates(grid_size, device=device, dtype=dtype)
         tables = [axis_squared_distance(places[:, axis], grid_size[axis], clamp) for axis in (0, 1)]
-        if max(grid_size) < _NARROW:
+        if is_narrow(grid_size):
             tables = [table.mT.contiguous().mT for table in tables]
     return tables[0], tables[1]
 

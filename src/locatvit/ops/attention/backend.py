@@ -16,6 +16,7 @@ from locatvit.grid import GridSize, check_grid
 from locatvit.ops.attention import flex, reference, sdpa, triton
 from locatvit.ops.attention.request import Request
 from locatvit.ops.distance import Gaussian
+from locatvit.ops.prediction import PredictedGaussian
 
 _log = logging.getLogger("locatvit")
 
@@ -28,12 +29,14 @@ class Backend:
         why_not: gives the reason for which it cannot serve a request, or None.
         run: with the two factors of the bias.
         run_gaussian: with a ``Gaussian`` in their place; None where its factors are made first.
+        run_predicted: with a ``PredictedGaussian`` of the very queries; None where it is evaluated first.
     """
 
     name: str
     why_not: Callable[[Request], str | None]
     run: Callable[..., Tensor]
     run_gaussian: Callable[..., Tensor] | None = None
+    run_predicted: Callable[..., Tensor] | None = None
 
 
 def _always(request: Request) -> None:
@@ -44,7 +47,7 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
         Backend("triton", triton.why_not, triton.run, triton.run_gaussian),
-        Backend("sdpa", _always, sdpa.run, sdpa.run_gaussian),
+        Backend("sdpa", _always, sdpa.run, sdpa.run_gaussian, sdpa.run_predicted),
         Backend("flex", flex.why_not, flex.run),
         Backend("reference", _always, reference.run),
     )
@@ -97,7 +100,7 @@ def gaussian_attention(
     q: Float[Tensor, "B H L K"],
     k: Float[Tensor, "B H L K"],
     v: Float[Tensor, "B H L K"],
-    gaussian: Gaussian,
+    gaussian: Gaussian | PredictedGaussian,
     *,
     num_prefix_tokens: int,
     attn_bias: Float[Tensor, ...] | None = None,
@@ -110,21 +113,30 @@ def gaussian_attention(
         logits[p, t] = q_p · k_t · scale + alpha_p exp(-1/2 (D_pt,row / var_p,row + D_pt,col / var_p,col))
 
     A backend that can evaluates the exponentials inside its kernel, and no factor is ever in memory. Gradients reach
-    variance and alpha too.
+    variance and alpha too, or the weights that predict them.
 
     Args:
-        gaussian: of the patches; the other arguments are those of ``gaug_attention``.
+        gaussian: of the patches, or what it is predicted from; the other arguments are those of ``gaug_attention``.
 
     Raises:
         LocAtError: as ``gaug_attention``.
     """
     _check_tokens(q, k, v)
-    variance, alpha = gaussian.variance, gaussian.alpha
-    _check_variance(variance, q, num_prefix_tokens)
-    _check_patches("alpha", alpha[..., None], q, num_prefix_tokens, "without the last: one number a patch")
+    if isinstance(gaussian, PredictedGaussian):
+        _check_prediction(gaussian, q, num_prefix_tokens)
+        made_of = gaussian.weight, gaussian.bias
+    else:
+        made_of = gaussian.variance, gaussian.alpha
+        _check_variance(gaussian.variance, q, num_prefix_tokens)
+        _check_patches("alpha", gaussian.alpha[..., None], q, num_prefix_tokens, "without the last: one number a patch")
     chosen, rest = _prepared(
-        q, k, v, (variance, alpha), gaussian.grid_size, num_prefix_tokens, attn_bias, scale, dropout_p, backend
+        q, k, v, made_of, gaussian.grid_size, num_prefix_tokens, attn_bias, scale, dropout_p, backend
     )
+    if isinstance(gaussian, PredictedGaussian):
+        # a rotation, say, lies between the queries that predict and those that attend
+        if chosen.run_predicted is not None and gaussian.queries is q:
+            return chosen.run_predicted(q, k, v, gaussian, *rest)
+        gaussian = gaussian.evaluate()
     if chosen.run_gaussian is not None:
         return chosen.run_gaussian(q, k, v, gaussian, *rest)
     return chosen.run(q, k, v, *gaussian.factors(), *rest)
@@ -211,6 +223,21 @@ def _check_variance(variance: Tensor, q: Tensor, num_prefix_tokens: int) -> None
         raise LocAtError(
             f"variance has shape {tuple(variance.shape)}; it must broadcast to {expected}: of each patch that of rows "
             "and that of columns, none for prefix tokens"
+        )
+
+
+def _check_prediction(gaussian: PredictedGaussian, q: Tensor, num_prefix_tokens: int) -> None:
+    if gaussian.queries.shape != q.shape or gaussian.num_prefix_tokens != num_prefix_tokens:
+        raise LocAtError(
+            f"the Gaussian is predicted from {tuple(gaussian.queries.shape)} queries with "
+            f"{gaussian.num_prefix_tokens} prefix tokens but q has {tuple(q.shape)} with {num_prefix_tokens}; they "
+            "must be of the same tokens"
+        )
+    expected = (3, q.shape[-1])
+    if gaussian.weight.shape != expected or gaussian.bias.shape != expected[:1]:
+        raise LocAtError(
+            f"weight and bias have the shapes {tuple(gaussian.weight.shape)} and {tuple(gaussian.bias.shape)}; they "
+            f"must be {expected} and (3,): variance of rows, variance of columns, alpha"
         )
 
 

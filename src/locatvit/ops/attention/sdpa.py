@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from locatvit.ops.attention import pieces
 from locatvit.ops.attention.factors import make_factors
-from locatvit.ops.attention.pieces import PiecewiseAttention
 from locatvit.ops.attention.reference import repeated, supplement
 from locatvit.ops.distance import Gaussian
+from locatvit.ops.prediction import PredictedGaussian
 
 
 def run(
@@ -29,7 +30,7 @@ def run(
 ) -> Tensor:
     """Z = softmax(q kᵀ · scale + S + attn_bias) v (Eq. 4)."""
     if _in_pieces(q, dropout_p):
-        return PiecewiseAttention.apply(q, k, v, row_factor, column_factor, attn_bias, num_prefix_tokens, scale)
+        return pieces.attend(q, k, v, row_factor, column_factor, num_prefix_tokens, attn_bias, scale)
     attn_mask = supplement(row_factor, column_factor, num_prefix_tokens).to(q.dtype)
     if attn_bias is not None:
         attn_mask = attn_mask + repeated(attn_bias, q.shape[0]).to(q.dtype)
@@ -53,6 +54,22 @@ def run_gaussian(
     """The same for a Gaussian."""
     factors = make_factors(gaussian) if _in_pieces(q, dropout_p) else gaussian.factors()
     return run(q, k, v, *factors, num_prefix_tokens, attn_bias, scale, dropout_p)
+
+
+def run_predicted(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gaussian: PredictedGaussian,
+    num_prefix_tokens: int,
+    attn_bias: Tensor | None,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """The same for a Gaussian that is predicted from these queries."""
+    if _in_pieces(q, dropout_p) and scale != 0:  # the prediction's products are divided by it
+        return pieces.attend_predicted(q, k, v, gaussian, attn_bias, scale)
+    return run_gaussian(q, k, v, gaussian.evaluate(), num_prefix_tokens, attn_bias, scale, dropout_p)
 
 
 def _in_pieces(q: Tensor, dropout_p: float) -> bool:

@@ -66,7 +66,7 @@ def forward(
     q, k, v = (_unit_stride(tensor) for tensor in (q, k, v))
     batch, num_heads, num_tokens, _ = q.shape
     out, log_sum = empty_like_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-    tiles = _tiles("forward", q, grid_size)
+    tiles = _tiles("forward", q, grid_size, attn_bias)
     num_tiles = ceil_div(num_tokens, tiles.queries)
     triton_kernels.forward[(batch * num_heads * num_tiles,)](
         q, k, v, row, column, attn_bias, out, log_sum, scale, _limit(clamp),
@@ -101,7 +101,7 @@ def backward(
     needs_q, needs_keys, needs_factors, needs_bias = needs[0], needs[1] or needs[2], needs[3] or needs[4], needs[5]
     batch, num_heads, num_tokens, _ = q.shape
     pairs, limit = batch * num_heads, _limit(clamp)
-    tiles = _tiles("backward_queries", q, grid_size)
+    tiles = _tiles("backward_queries", q, grid_size, attn_bias)
     of_bias = (*_four_strides(row), *_four_strides(column), *_bias_strides(attn_bias))
     strides = (*_strides(q, k, v), *of_bias, *_strides(grad_out))
     sizes = _sizes(q, grid_size, num_prefix_tokens, attn_bias)
@@ -117,7 +117,7 @@ def backward(
         PREFIX=MAX_PREFIX_TOKENS if num_prefix_tokens else 0, NEEDS_Q=needs_q, NEEDS_FACTORS=needs_factors,
     )  # fmt: skip
     if needs_keys:
-        tiles = _tiles("backward_keys", q, grid_size)
+        tiles = _tiles("backward_keys", q, grid_size, attn_bias)
         blocks = ceil_div(grid_size[0], tiles.rows) * ceil_div(grid_size[1], tiles.columns)
         num_tiles = blocks + (num_prefix_tokens > 0)
         triton_kernels.backward_keys[(pairs * num_tiles,)](
@@ -181,8 +181,9 @@ def _grad_of_bias(
     return grad.sum(0).to(attn_bias.dtype)
 
 
-def _tiles(kernel: str, q: Tensor, grid_size: list[int]) -> Tiles:
-    return choose_tiles(kernel, grid_size, q.shape[-1], q.dtype, _shared_bytes(q.device))
+def _tiles(kernel: str, q: Tensor, grid_size: list[int], attn_bias: Tensor | None) -> Tiles:
+    shared = _shared_bytes(q.device)
+    return choose_tiles(kernel, grid_size, q.shape[-1], q.dtype, shared, has_bias=attn_bias is not None)
 
 
 @functools.cache

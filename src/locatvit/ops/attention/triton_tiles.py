@@ -9,6 +9,7 @@ import torch
 
 SMALL_SHARED_BYTES = 99 * 1024
 """Of the devices with the least, those for graphics; all tiles fit it unless more is named."""
+_FOR_STAGES_OF_BIAS = 112 * 1024
 _SHORT = 256  # patches; so few tiles of keys have no time to fill a pipeline
 _WINDOW = 64  # patches of a window, which one tile of queries holds
 
@@ -29,7 +30,13 @@ class Tiles(NamedTuple):
 
 
 def choose_tiles(
-    kernel: str, grid_size: Sequence[int], head_dim: int, dtype: torch.dtype, shared_bytes: int = SMALL_SHARED_BYTES
+    kernel: str,
+    grid_size: Sequence[int],
+    head_dim: int,
+    dtype: torch.dtype,
+    shared_bytes: int = SMALL_SHARED_BYTES,
+    *,
+    has_bias: bool = False,
 ) -> Tiles:
     """Blocks of the grid with little padding, and not too small: work grows with what is padded.
 
@@ -40,7 +47,11 @@ def choose_tiles(
     Args:
         kernel: ``"forward"``, ``"backward_queries"`` or ``"backward_keys"``.
         shared_bytes: shared memory that a program may have on the device.
+        has_bias: whether tiles of an attn_bias are on their way, too.
     """
+    if has_bias and shared_bytes < _FOR_STAGES_OF_BIAS:
+        tiles = choose_tiles(kernel, grid_size, head_dim, dtype, shared_bytes)
+        return tiles._replace(num_stages=min(tiles.num_stages, 2))
     num_patches = grid_size[0] * grid_size[1]
     if dtype == torch.float32:
         return _precise_tiles(kernel, grid_size, head_dim)
