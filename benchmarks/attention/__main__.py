@@ -23,6 +23,7 @@ from benchmarks.attention.measure import Outcome, measure, verify
 from benchmarks.attention.plots import write_figures
 from benchmarks.attention.report import TITLES, tables, targets_table, write
 from benchmarks.place import RESULTS, find_device, slug, stamp
+from locatvit.analysis import allocator
 from locatvit.cli.show import show_table
 from locatvit.errors import LocAtError, near_matches
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         device = find_device(options.device)
         torch.set_num_threads(options.threads)
+        allocator.keep()
         torch._dynamo.config.recompile_limit = _MOST_SHAPES
         chosen = choose(cases(device.type), options.only, options.quick)
         seconds = options.seconds or (_QUICK_SECONDS if options.quick else _SECONDS)

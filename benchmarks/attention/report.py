@@ -33,7 +33,8 @@ _EXPLANATIONS = {
 }
 _HEAD = """\
 Times are those of single calls or, of models, passes: medians over turns that a contender and the first one of its case
-take in the same process, one after the other. Ratios are to that first one, turn by turn; "middle half" is between the
+take in the same process, one after the other; on a CPU it keeps what is let go, so that nobody's time goes to page
+faults, which chance would share out. Ratios are to that first one, turn by turn; "middle half" is between the
 quartiles. Memory is the peak above that of the {process}. Names: level, model whose sizes it has, patches
 (of models: pixels), pass. `sdpa`, `flex`, `triton`, `reference`: LocAt by that backend. `{dense}`: LocAt with the bias
 made in full, by a [B, H, N, N, 2] quotient, as the authors' code makes it. Outputs and gradients of all agreed with the

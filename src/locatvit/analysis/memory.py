@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 from collections.abc import Callable
@@ -13,12 +12,11 @@ from typing import Any
 
 import torch
 
+from locatvit.analysis import allocator
 from locatvit.analysis.timing import Step
 
 # The second may need more than the first: what the first leaves behind is still there.
 _STEPS = 2
-# glibc's number of the setting, and its own value of it, which then no longer grows
-_M_MMAP_THRESHOLD, _MMAP_BYTES = -3, 128 * 1024
 
 
 def peak_memory(make_step: Callable[..., Step], *arguments: Any, device: torch.device | None = None) -> int | None:
@@ -49,18 +47,11 @@ def peak_memory(make_step: Callable[..., Step], *arguments: Any, device: torch.d
 
 def _peak_of_this_process(make_step: Callable[..., Step], arguments: tuple[Any, ...], threads: int) -> int | None:
     torch.set_num_threads(threads)
-    _give_back_at_once()
+    allocator.give_back_at_once()
     before = _process_peak()
     _run(make_step, arguments)
     after = _process_peak()
     return None if before is None or after is None else after - before
-
-
-def _give_back_at_once() -> None:
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not every libc has it
-        if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
 
 
 def _peak_on_accelerator(make_step: Callable[..., Step], arguments: tuple[Any, ...], device: torch.device) -> int:

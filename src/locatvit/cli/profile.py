@@ -34,7 +34,8 @@ what the numbers mean:
                   FLOPs (a library that counts additions apart gives twice as much). Softmax, exponentials
                   and norms count nothing.
   images/s        plain and LocAt take turns, so that a busy machine slows both alike; the median turn, and
-                  the range of the middle half of the turns. Noise in, no data loading.
+                  the range of the middle half of the turns. Noise in, no data loading. On a CPU the process
+                  keeps memory that is let go, so that neither pays for page faults by chance.
   peak memory     of model, images and step together; on a CPU of a new process above its start.
   LocAt / plain   what LocAt costs: new parameters; a share of multiply-adds and memory above 1, of images/s below 1.
 """
@@ -106,9 +107,11 @@ def _options(config: ProfileConfig) -> dict[str, Any]:
 
 
 def _profile(config: ProfileConfig) -> tuple[Table, list[str], dict[str, Any]]:
+    from locatvit.analysis import allocator
     from locatvit.recipes.profile import profile
     from locatvit.recipes.profile_tables import profile_table
 
+    allocator.keep()
     found = profile(config)
     return *profile_table(found), asdict(found)
 
