@@ -6,7 +6,8 @@ import torch
 import formulas
 from locatvit.errors import LocAtError
 from locatvit.ops import BACKENDS, Gaussian, gaug_attention, gaussian_attention
-from locatvit.ops.attention import Request, choose_backend, pieces, plan, scratch
+from locatvit.ops.attention import Request, choose_backend
+from locatvit.ops.attention.pieces import plan, scratch
 
 # a different prime for every axis: batch 2, heads 3, head dimension 13, grid 5 x 7 and others
 _EXACT = Request("cpu", torch.float64, 13, 36, 1, (5, 7), needs_grad=True)
@@ -44,7 +45,7 @@ def _expected(q, k, v, row, column, prefix, attn_bias=None):
 def _budget(request, monkeypatch):
     """Once as it is, once with a budget so small that even small shapes are cut into pieces."""
     if request.param == "cut":
-        monkeypatch.setattr(pieces, "_PIECE_BYTES", 3000)
+        monkeypatch.setattr(plan, "_PIECE_BYTES", 3000)
         monkeypatch.setattr(plan, "_QUERY_BLOCK", 8)
 
 
@@ -107,7 +108,7 @@ def test_bfloat16_is_within_twice_plain_attention(backend):
 def test_a_bias_of_the_windows_of_one_image(backend, pieces, batch, windows, monkeypatch):
     """Swin's mask: [windows, H, L, L] for a batch of images in windows."""
     if pieces == "small":  # a piece then begins and ends anywhere in the period
-        monkeypatch.setattr("locatvit.ops.attention.pieces._PIECE_BYTES", 8 * 35 * 35 * 4)
+        monkeypatch.setattr("locatvit.ops.attention.pieces.plan._PIECE_BYTES", 8 * 35 * 35 * 4)
     inputs = _inputs((5, 7), 0, batch=batch)
     attn_bias = torch.randn(windows, 3, 35, 35, dtype=torch.float64, requires_grad=True)
     out = gaug_attention(*inputs, num_prefix_tokens=0, attn_bias=attn_bias, backend=backend)
@@ -356,7 +357,7 @@ def test_a_gaussian_that_does_not_fit_is_refused():
 
 def test_the_gradient_of_a_shared_bias_is_rounded_once(monkeypatch):
     """A sum over the pieces of sixty images: in half precision what is added later would be lost."""
-    monkeypatch.setattr(pieces, "_PIECE_BYTES", 3000)
+    monkeypatch.setattr(plan, "_PIECE_BYTES", 3000)
     q, k, v, row, column = (x.detach().bfloat16() for x in _inputs((3, 5), 1, torch.float32, batch=60))
     attn_bias = torch.randn(1, 3, 16, 16).bfloat16().requires_grad_()
     cotangent = torch.randn(60, 3, 16, 13).bfloat16()

@@ -11,7 +11,8 @@ from torch import Tensor
 import formulas
 from locatvit.errors import LocAtError
 from locatvit.ops import BACKENDS, PredictedGaussian, gaussian_attention
-from locatvit.ops.attention import Request, pieces, plan, scratch
+from locatvit.ops.attention import Request
+from locatvit.ops.attention.pieces import plan, scratch
 from locatvit.ops.prediction import Prediction
 
 _EXACT = Request("cpu", torch.float64, 13, 36, 1, (5, 7), needs_grad=True)
@@ -67,7 +68,7 @@ def compare(out: Tensor, truth: Tensor, inputs: list[Tensor]) -> None:
 def _budget(request, monkeypatch):
     """Pieces of several heads, of one, and of some queries of one."""
     if request.param != "whole":
-        monkeypatch.setattr(pieces, "_PIECE_BYTES", {"cut": 30_000, "cut into queries": 3000}[request.param])
+        monkeypatch.setattr(plan, "_PIECE_BYTES", {"cut": 30_000, "cut into queries": 3000}[request.param])
         monkeypatch.setattr(plan, "_QUERY_BLOCK", 8)
 
 
@@ -103,7 +104,7 @@ def test_a_further_bias_and_its_gradient(backend, grid_size):
 @pytest.mark.parametrize("grid_size", [(5, 7), (7, 9)], ids=["kept", "made again"])
 def test_logits_that_need_the_maximum_taken_away(grid_size, monkeypatch):
     """Powers of them leave float64; in some of the pieces, and in all that come after."""
-    monkeypatch.setattr(pieces, "_PIECE_BYTES", 40_000)
+    monkeypatch.setattr(plan, "_PIECE_BYTES", 40_000)
     inputs = make_inputs(grid_size, 1)
     with torch.no_grad():
         inputs[1][1:] *= 400
@@ -169,6 +170,15 @@ def test_two_sizes_by_turns_in_inference_and_in_training():
         compare(attend(large, (5, 7), 1), expected(large, (5, 7), 1), large)
         compare(attend(small, (3, 5), 1), expected(small, (3, 5), 1), small)
     torch.testing.assert_close(before, expected(small, (3, 5), 1).detach(), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_no_images_give_no_output(backend):
+    inputs = make_inputs((5, 7), 1, batch=0)
+    out = attend(inputs, (5, 7), 1, backend=backend)
+    assert out.shape == (0, 3, 36, 13)
+    for gradient, tensor in zip(torch.autograd.grad(out.sum(), inputs), inputs, strict=True):
+        assert gradient.equal(torch.zeros_like(tensor))
 
 
 @pytest.mark.parametrize("backend", ON_CPU)

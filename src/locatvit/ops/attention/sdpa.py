@@ -1,6 +1,6 @@
 """The bias in torch's fused attention.
 
-On a CPU the bias is made in pieces that fit the cache (``pieces.py``). Elsewhere, while a model is exported, and
+On a CPU the bias is made in pieces that fit the cache (``pieces/``). Elsewhere, while a model is exported, and
 with dropout, it is one dense mask and torch does the rest.
 """
 

@@ -1,4 +1,4 @@
-"""Where the pieces of ``pieces.py`` have the two factors of the bias from: given, or predicted on the way."""
+"""Where the pieces have the two factors of the bias from: given, or predicted on the way."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from locatvit.grid import GridSize
-from locatvit.ops.attention.plan import Form, Logits, Plan
-from locatvit.ops.attention.scratch import room, views
+from locatvit.ops.attention.pieces.plan import Form, Logits, Plan
+from locatvit.ops.attention.pieces.scratch import room, views
 from locatvit.ops.distance import axis_squared_distances, is_narrow
 from locatvit.ops.prediction import Prediction
 
@@ -207,3 +207,23 @@ def _constants(prediction: Prediction, dtype: torch.dtype) -> tuple[Tensor, Tens
     with torch.inference_mode(False):  # what is made in inference mode cannot serve training later
         shifts = torch.tensor((prediction.shift, prediction.shift, 0.0), dtype=dtype)
         return shifts, torch.tensor(prediction.floor, dtype=dtype)
+
+
+Source = GivenFactors | PredictedFactors
+
+
+def source_of(
+    plan: Plan,
+    first: Tensor,
+    second: Tensor,
+    grid_size: Sequence[int],
+    prediction: Sequence[float],
+    scale: float,
+    grads: Sequence[Tensor] = (),
+) -> Source:
+    """Of a call with these arguments; see the package."""
+    if not prediction:
+        return GivenFactors(plan, first, second, grads)
+    *numbers, clamp = prediction
+    height, width = grid_size
+    return PredictedFactors(plan, first, second, (height, width), Prediction.of(numbers), clamp, scale, grads)

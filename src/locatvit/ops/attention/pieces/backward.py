@@ -1,0 +1,155 @@
+"""The backward pass: the weights of a piece made again, or kept, and the gradients of all that went into it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from locatvit.ops.attention.pieces.forward import worth_keeping, write_logits
+from locatvit.ops.attention.pieces.plan import Logits, Plan, compute_dtype, logits_room, plan_of
+from locatvit.ops.attention.pieces.products import Parts, cut, precise, product, write_outer
+from locatvit.ops.attention.pieces.sources import Source, source_of
+
+
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    first: Tensor,
+    second: Tensor,
+    attn_bias: Tensor | None,
+    out: Tensor,
+    kept: Tensor,
+    grid_size: list[int],
+    prediction: list[float],
+    num_prefix_tokens: int,
+    scale: float,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients of q, k, v, first, second and attn_bias; empty where nobody ``needs`` one."""
+    grads = empty_gradients(q, first, second, attn_bias, needs)
+    if needs[5]:
+        grads[5].zero_()
+    plan = plan_of(q, num_prefix_tokens)
+    source = source_of(plan, first, second, grid_size, prediction, scale, grads[3:5])
+    of_q, of_k, of_v = _gradient_parts(plan, grads)
+    needs_weight = source.num_keys > 0 and (needs[3] or needs[4])
+    needs_factors = needs[3] or needs[4] or (needs[0] and source.num_keys > 0)
+    is_kept = worth_keeping(q)
+    outs, grads_out = plan.of_queries(out), plan.of_queries(grad_out)
+    of_pieces = kept.split([form.size for form in source.forms]) if is_kept else []
+    sums = [] if is_kept else plan.of_queries(kept[..., None])
+    for index, (form, parts) in enumerate(
+        zip(source.forms, cut(plan, source, q, k, v, extend_values=True), strict=True)
+    ):
+        if is_kept:
+            weights = Logits(form, of_pieces[index])
+            factors = source.of_piece(index, weights)
+        else:
+            weights = logits_room("weights", form)
+            factors = write_logits(weights, parts, source, plan, index, attn_bias, scale)
+            weights.whole.sub_(sums[index]).exp2_()
+        grad_logits, add = logits_room("grad_logits", form), plan.pieces[index].queries.start > 0
+        _logits_backward(
+            grad_logits, weights, precise(grads_out[index]), precise(outs[index]), parts,
+            of_v[index] if of_v else None, add=add,
+        )  # fmt: skip
+        if needs_factors:
+            # what is kept may be needed by another backward pass
+            product = logits_room("weights", form) if is_kept else weights
+            _factors_backward(grad_logits, product, factors, source.gradients(index))
+            source.backward(weights, grad_logits)
+        _products_backward(
+            grad_logits, parts, of_q[index] if of_q else None, of_k[index] if of_k else None,
+            source, needs_weight, scale, add=add,
+        )  # fmt: skip
+        if needs[5]:
+            for part, grad in plan.with_bias(plan.pieces[index], grad_logits.whole, grads[5]):
+                grad += part.sum_to_size(grad.shape)
+    return rounded(grads, q, attn_bias)
+
+
+def empty_gradients(
+    q: Tensor, row: Tensor, column: Tensor, attn_bias: Tensor | None, needs: list[bool]
+) -> list[Tensor]:
+    tokens = [q.new_empty(q.shape, dtype=compute_dtype(q)) if need else row.new_empty(0) for need in needs[:3]]
+    factors = [torch.empty_like(x) if needs[3] or needs[4] else row.new_empty(0) for x in (row, column)]
+    of_bias = row.new_empty(0)
+    if needs[5] and attn_bias is not None:
+        # a sum over many pieces: in half precision it would lose what the later ones add
+        of_bias = torch.empty_like(attn_bias, dtype=compute_dtype(attn_bias))
+    return [*tokens, *factors, of_bias]
+
+
+def rounded(grads: list[Tensor], q: Tensor, attn_bias: Tensor | None) -> list[Tensor]:
+    """In the precision of what they belong to."""
+    of_bias = grads[5] if attn_bias is None else grads[5].to(attn_bias.dtype)
+    return [*(grad.to(q.dtype) for grad in grads[:3]), *grads[3:5], of_bias]
+
+
+def _gradient_parts(plan: Plan, grads: list[Tensor]) -> list[list[Tensor]]:
+    """Those of q, k and v by pieces; an empty list where there is none."""
+    cuts = (plan.of_queries, plan.of_keys, plan.of_keys)
+    return [cut(grad) if grad.numel() else [] for cut, grad in zip(cuts, grads, strict=False)]
+
+
+def _logits_backward(
+    grad_logits: Logits,
+    weights: Logits,
+    grad_out: Tensor,
+    out: Tensor,
+    parts: Parts,
+    grad_v: Tensor | None,
+    *,
+    add: bool,
+) -> None:
+    """Writes the gradient of the logits, weights * (grad_out vᵀ - sum of out * grad_out), and that of v if wanted."""
+    if grad_v is not None:
+        _write(grad_v, product(weights.whole.mT, grad_out), add=add)
+    delta = (grad_out * out).sum(-1, keepdim=True)
+    write_outer(grad_logits, grad_out, parts.v)
+    grad_logits.in_memory.sub_(delta.mT if grad_logits.form.by_query else delta).mul_(weights.in_memory)
+
+
+def _factors_backward(
+    grad_logits: Logits, product: Logits, factors: tuple[Tensor, Tensor], grads: tuple[Tensor, Tensor]
+) -> None:
+    """d row = sum over columns of d logits * column, and the other way round."""
+    row, column = factors
+    grad_row, grad_column = grads
+    torch.sum(torch.mul(grad_logits.patches, column, out=product.patches), -1, out=grad_row)
+    torch.sum(torch.mul(grad_logits.patches, row, out=product.patches), -2, out=grad_column)
+
+
+def _products_backward(
+    grad_logits: Logits,
+    parts: Parts,
+    grad_q: Tensor | None,
+    grad_k: Tensor | None,
+    source: Source,
+    needs_weight: bool,
+    scale: float,
+    *,
+    add: bool,
+) -> None:
+    """Writes the gradients of q and k that are wanted, and what those of GAug's weights have of the same products.
+
+    Args:
+        add: an earlier piece of these heads has written the gradient of k.
+    """
+    if grad_q is not None:
+        grad_q.copy_(product(grad_logits.all_keys, parts.k, alpha=scale))
+    if grad_k is not None:
+        num_tokens = grad_k.shape[2]
+        of_keys = product(grad_logits.all_keys.mT, parts.q, alpha=scale)
+        _write(grad_k, of_keys[:, :, :num_tokens], add=add)
+        of_further = of_keys[:, :, num_tokens:]
+    elif needs_weight:
+        of_further = product(grad_logits.of_further, parts.q, alpha=scale)
+    if needs_weight:
+        source.add_grad_weight(of_further)
+
+
+def _write(part: Tensor, product: Tensor, *, add: bool) -> None:
+    (part.add_ if add else part.copy_)(product)

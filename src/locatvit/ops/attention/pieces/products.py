@@ -1,0 +1,87 @@
+"""The matrix products of a piece, and what of q, k and v goes into them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from locatvit.ops.attention.pieces.plan import Logits, Plan, compute_dtype
+from locatvit.ops.attention.pieces.scratch import room, views
+from locatvit.ops.attention.pieces.sources import Source
+
+
+class Parts(NamedTuple):
+    """What is read of the tensors of a piece: [m, n, queries, K], [m, n, L or more, K] twice. In at least float32."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+def cut(plan: Plan, source: Source, q: Tensor, k: Tensor, v: Tensor, *, extend_values: bool = False) -> Iterator[Parts]:
+    """Of every piece; what is made more precise lives as long as its piece.
+
+    Args:
+        extend_values: values of zero for the keys that predict.
+    """
+    of_tokens = plan.of_queries(q), plan.of_keys(k), plan.of_keys(v)
+    further_keys, further_values = source.further_keys, source.further_values if extend_values else None
+    for piece, q_part, k_part, v_part in zip(plan.pieces, *of_tokens, strict=True):
+        is_new = piece.queries.start == 0  # else the keys of the piece before are there
+        k_part = _extended("keys", k_part, further_keys, is_new)
+        v_part = _extended("values", v_part, further_values, is_new)
+        yield Parts(precise(q_part), k_part, v_part)
+
+
+def _extended(name: str, tokens: Tensor, further: Tensor | None, is_new: bool) -> Tensor:
+    """The tokens, or [m, n, L + further, K]: a copy, which products read faster than the host's memory, and more.
+
+    Args:
+        further: [further, K], or None where there are none.
+        is_new: whether tokens or what is further have changed.
+    """
+    if further is None:
+        return precise(tokens)
+    m, n, num_tokens, width = tokens.shape
+    shape = (m, n, num_tokens + len(further), width)
+    whole, first, rest = views((name, shape, further.dtype), lambda: _split_room(name, shape, further))
+    if is_new:
+        first.copy_(tokens)
+        rest.copy_(further)
+    return whole
+
+
+def _split_room(name: str, shape: tuple[int, ...], further: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    whole = room(name, math.prod(shape), further.dtype).view(shape)
+    return whole, whole[:, :, : -len(further)], whole[:, :, -len(further) :]
+
+
+def precise(tensor: Tensor) -> Tensor:
+    dtype = compute_dtype(tensor)
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def product(a: Tensor, b: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """alpha a b, [m, n, rows, K] from [m, n, rows, L] and [m, n, L, K]; the next one takes its memory."""
+    shape = (*a.shape[:-1], b.shape[-1])
+    whole, parts = views(("product", shape, a.dtype), lambda: _room_of(shape, a.dtype))
+    for out, one, other in zip(parts, a.unbind(0), b.unbind(0), strict=True):
+        torch.baddbmm(out, one, other, beta=0, alpha=alpha, out=out)
+    return whole
+
+
+def _room_of(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, ...]]:
+    whole = room("product", math.prod(shape), dtype).view(shape)
+    return whole, whole.unbind(0)
+
+
+def write_outer(logits: Logits, a: Tensor, b: Tensor, *, alpha: float = 1.0) -> None:
+    """logits = alpha a bᵀ, with all keys, whichever way they lie in memory."""
+    if logits.form.by_query:
+        a, b = b, a
+    for out, one, other in zip(logits.parts, a.unbind(0), b.mT.unbind(0), strict=True):
+        torch.baddbmm(out, one, other, beta=0, alpha=alpha, out=out)
