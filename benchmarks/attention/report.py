@@ -25,7 +25,8 @@ TITLES = {
 _EXPLANATIONS = {
     "op": (
         "From queries, keys, values, variances and alpha to the output: with LocAt exponentials are evaluated, too; "
-        "in `triton, factors` they are made first and the kernels read them."
+        "in `triton, factors` they are made first and the kernels read them. A model on a CPU predicts variances and "
+        "alpha in the same products, which the tables of whole models show."
     ),
     "windows": "7 x 7 windows, 64 an image, with the relative positions' bias and the mask added in all of them.",
     "prr": "A classifier reads the [CLS] row of the refined tokens: that row alone, over all rows.",
@@ -33,8 +34,8 @@ _EXPLANATIONS = {
 }
 _HEAD = """\
 Times are those of single calls or, of models, passes: medians over turns that a contender and the first one of its case
-take in the same process, one after the other; on a CPU it keeps what is let go, so that nobody's time goes to page
-faults, which chance would share out. Ratios are to that first one, turn by turn; "middle half" is between the
+take in the same process, one after the other; on a CPU it keeps most of what is let go (glibc, below 32 MiB a tensor),
+or chance would decide who pays for page faults. Ratios are to that first one, turn by turn; "middle half": between the
 quartiles. Memory is the peak above that of the {process}. Names: level, model whose sizes it has, patches
 (of models: pixels), pass. `sdpa`, `flex`, `triton`, `reference`: LocAt by that backend. `{dense}`: LocAt with the bias
 made in full, by a [B, H, N, N, 2] quotient, as the authors' code makes it. Outputs and gradients of all agreed with the

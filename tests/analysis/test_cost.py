@@ -94,7 +94,7 @@ def test_the_cpus_own_attention_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
     model = locatvit.create_model("locatvit_tiny", **VIT)
     whole = count(model, SIZE).multiply_adds
     monkeypatch.delitem(cost._FORMULAS, torch.ops.locatvit.pieces_forward)
-    missing = DEPTH * (2 * (PATCHES + 1) ** 2 + 3 * PATCHES) * WIDTH
+    missing = DEPTH * (2 * (PATCHES + 1) ** 2 * WIDTH + 3 * PATCHES * (WIDTH + HEADS))
     assert whole - count(model, SIZE).multiply_adds == missing
 
 

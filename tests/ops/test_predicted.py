@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import formulas
 from locatvit.errors import LocAtError
-from locatvit.ops import BACKENDS, PredictedGaussian, gaussian_attention
+from locatvit.ops import BACKENDS, PredictedGaussian, gaug_attention, gaussian_attention
 from locatvit.ops.attention import Request
 from locatvit.ops.attention.pieces import plan, scratch
 from locatvit.ops.prediction import Prediction
@@ -30,6 +31,10 @@ SHAPES = [
     ((3, 23), 1),  # lines as neighbours in memory
     ((1, 1), 1),
 ]
+
+
+KEPT_OR_NOT = pytest.mark.parametrize("grid_size", [(5, 7), (7, 9)], ids=["kept", "made again"])
+"""Weights that are kept for the backward pass, and weights that are made again."""
 
 
 def make_inputs(grid_size, prefix, dtype=torch.float64, batch=2, spread=1.0) -> list[Tensor]:
@@ -170,6 +175,106 @@ def test_two_sizes_by_turns_in_inference_and_in_training():
         compare(attend(large, (5, 7), 1), expected(large, (5, 7), 1), large)
         compare(attend(small, (3, 5), 1), expected(small, (3, 5), 1), small)
     torch.testing.assert_close(before, expected(small, (3, 5), 1).detach(), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("grid_size", [(5, 7), (18, 21)], ids=["kept", "made again"])
+def test_gradients_in_half_precision_where_values_are_alike(grid_size):
+    """The gradient of a weight is then a small difference, of which a rounded output would leave little."""
+    inputs = [x.detach() for x in make_inputs(grid_size, 1, torch.float32)]
+    inputs[2] = inputs[2] + 16 * torch.randn(13)
+    half = [x.bfloat16().requires_grad_() for x in inputs[:3]] + [x.requires_grad_() for x in inputs[3:]]
+    exact = [x.detach().double().requires_grad_() for x in half]
+    cotangent = torch.randn(2, 3, half[0].shape[2], 13).bfloat16()
+    grads = torch.autograd.grad(attend(half, grid_size, 1), half, cotangent)
+    wanted = torch.autograd.grad(expected(exact, grid_size, 1), exact, cotangent.double())
+    for got, want in zip(grads, wanted, strict=True):
+        bound = 2**-8 if got.dtype == torch.bfloat16 else 1e-3
+        assert (got.double() - want).norm() <= bound * want.norm()
+
+
+@KEPT_OR_NOT
+def test_a_backward_pass_cuts_as_the_forward_pass_did(grid_size):
+    """Also with other threads, and where what was saved has another layout since."""
+    inputs = make_inputs(grid_size, 1)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        out = attend(inputs, grid_size, 1)
+        torch.set_num_threads(1)
+        compare(out, expected(inputs, grid_size, 1), inputs)
+    finally:
+        torch.set_num_threads(threads)
+    q, k, v, _, _ = inputs
+    factors = [torch.rand(2, 3, side, q.shape[2] - 1, dtype=q.dtype).mT.requires_grad_() for side in grid_size]
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone().contiguous(), lambda x: x):
+        out = gaug_attention(q, k, v, *factors, num_prefix_tokens=1)
+    dense = formulas.padded((factors[0][..., :, None] * factors[1][..., None, :]).flatten(-2), 1)
+    compare(out, formulas.attention(q, k, v, dense), [q, k, v, *factors])
+
+
+@KEPT_OR_NOT
+def test_two_backward_passes_of_one_graph(grid_size):
+    inputs = make_inputs(grid_size, 1)
+    out = attend(inputs, grid_size, 1)
+    first = torch.autograd.grad(out.sum(), inputs, retain_graph=True)
+    for again, once in zip(torch.autograd.grad(out.sum(), inputs), first, strict=True):
+        assert again.equal(once)
+
+
+def test_a_tiny_variance_has_finite_gradients():
+    """Without a floor 1 / variance² leaves float32 long before the Gaussian does."""
+    inputs = [x.detach() for x in make_inputs((3, 4), 1, torch.float32)]
+    inputs[3] *= 0
+    inputs[4] = torch.tensor([-46.0, -50.0, 0.3])
+    inputs = [x.requires_grad_() for x in inputs]
+    out = attend(inputs, (3, 4), 1, Prediction(49.0, math.log(48), 0.0, starts_at_zero=False))
+    for gradient in torch.autograd.grad(out.square().sum(), inputs):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [0.3, -0.3, 1e-6])
+def test_a_scale_of_ones_own(scale):
+    inputs = make_inputs((5, 7), 1)
+    scaled = [inputs[0] * (scale * math.sqrt(13)), *inputs[1:]]
+    compare(attend(inputs, (5, 7), 1, scale=scale), expected(scaled, (5, 7), 1, queries=inputs[0]), inputs)
+
+
+def test_calls_from_two_threads_do_not_meet():
+    cases = [make_inputs((5, 7), 1), make_inputs((7, 9), 5)]
+    grids = [((5, 7), 1), ((7, 9), 5)]
+
+    def gradients(index: int) -> list[tuple[Tensor, ...]]:
+        def once() -> tuple[Tensor, ...]:
+            return torch.autograd.grad(attend(cases[index], *grids[index]).square().sum(), cases[index])
+
+        return [once() for _ in range(20)]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(gradients, (0, 1)))
+    for index, each in enumerate(found):
+        want = gradients(index)[0]
+        assert all(x.equal(y) for got in each for x, y in zip(got, want, strict=True))
+
+
+def test_other_grids_need_no_new_graph():
+    graphs: list[object] = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    def both(q, k, v, row, column):
+        return gaug_attention(q, k, v, row, column, num_prefix_tokens=1)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(both, fullgraph=True, backend=backend, dynamic=True)
+    with torch.no_grad():
+        for grid_size in ((5, 7), (4, 9), (6, 11), (7, 12), (8, 9)):  # none has a side that something else has
+            tokens = grid_size[0] * grid_size[1] + 1
+            qkv = [torch.randn(2, 3, tokens, 13) for _ in range(3)]
+            factors = [torch.rand(2, 3, tokens - 1, side) for side in grid_size]
+            torch.testing.assert_close(compiled(*qkv, *factors), both(*qkv, *factors))
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("backend", ON_CPU)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-# glibc's numbers of the settings; to set the first ends its own choice of both
+# glibc's numbers of the settings; to set the first ends its own choice of both. More than 32 MiB it does not take
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
 _SMALL_BYTES, _LARGE_BYTES, _NEVER = 128 * 1024, 32 << 20, 1 << 30
 
@@ -20,7 +20,7 @@ def give_back_at_once() -> None:
 
 
 def keep() -> None:
-    """For the next tensor, as allocators made for many threads do: no time goes to fetching memory anew."""
+    """For the next tensor that fits, as allocators made for many threads do; tensors of 32 MiB and more go back."""
     _set(_M_MMAP_THRESHOLD, _LARGE_BYTES)
     _set(_M_TRIM_THRESHOLD, _NEVER)
 

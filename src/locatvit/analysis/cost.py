@@ -145,7 +145,7 @@ def _pieces_forward(q: Shape, *rest: Any, out_shape: Any = None, **_: Any) -> in
     batch, heads, tokens, width = q
     prediction, num_prefix_tokens = rest[6], rest[7]
     outputs = 3 * (tokens - num_prefix_tokens) if prediction else 0
-    return 2 * batch * heads * width * (2 * tokens * tokens + outputs)
+    return 2 * batch * heads * (2 * tokens * tokens * width + outputs * (width + 1))
 
 
 # What torch counts without its bias, and what it does not know: formulas of shapes.

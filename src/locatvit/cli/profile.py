@@ -35,7 +35,7 @@ what the numbers mean:
                   and norms count nothing.
   images/s        plain and LocAt take turns, so that a busy machine slows both alike; the median turn, and
                   the range of the middle half of the turns. Noise in, no data loading. On a CPU the process
-                  keeps memory that is let go, so that neither pays for page faults by chance.
+                  keeps most memory that is let go, or chance would decide who pays for page faults.
   peak memory     of model, images and step together; on a CPU of a new process above its start.
   LocAt / plain   what LocAt costs: new parameters; a share of multiply-adds and memory above 1, of images/s below 1.
 """

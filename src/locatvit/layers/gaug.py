@@ -94,7 +94,7 @@ class GAug(nn.Module):
     ) -> Gaussian | PredictedGaussian | Float[Tensor, "B H N N"]:
         """alpha times G (Eqs. 8-10): as what makes it, or where the kernel does not separate, itself.
 
-        In at least float32. Of the paper's own bias nothing is computed here: the attention does it on the way.
+        Of the paper's own bias nothing is computed here: the attention does it on the way. All is in at least float32.
 
         Args:
             q: queries, after bias and q-norm, before rotation and scaling; the prefix first, then the patches.

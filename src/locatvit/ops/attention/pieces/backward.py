@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from locatvit.ops.attention.pieces.forward import worth_keeping, write_logits
+from locatvit.ops.attention.pieces.forward import kept_parts, worth_keeping, write_logits
 from locatvit.ops.attention.pieces.plan import Logits, Plan, compute_dtype, logits_room, plan_of
 from locatvit.ops.attention.pieces.products import Parts, cut, precise, product, write_outer
 from locatvit.ops.attention.pieces.sources import Source, source_of
@@ -31,15 +31,15 @@ def backward(
     grads = empty_gradients(q, first, second, attn_bias, needs)
     if needs[5]:
         grads[5].zero_()
-    plan = plan_of(q, num_prefix_tokens)
-    source = source_of(plan, first, second, grid_size, prediction, scale, grads[3:5])
+    threads, by_query = kept[-2:].tolist()
+    plan = plan_of(q, num_prefix_tokens, int(threads))
+    source = source_of(plan, first, second, grid_size, prediction, scale, bool(by_query), grads[3:5])
     of_q, of_k, of_v = _gradient_parts(plan, grads)
     needs_weight = source.num_keys > 0 and (needs[3] or needs[4])
     needs_factors = needs[3] or needs[4] or (needs[0] and source.num_keys > 0)
     is_kept = worth_keeping(q)
+    sums, of_pieces = kept_parts(kept, q, plan, source)
     outs, grads_out = plan.of_queries(out), plan.of_queries(grad_out)
-    of_pieces = kept.split([form.size for form in source.forms]) if is_kept else []
-    sums = [] if is_kept else plan.of_queries(kept[..., None])
     for index, (form, parts) in enumerate(
         zip(source.forms, cut(plan, source, q, k, v, extend_values=True), strict=True)
     ):
@@ -52,14 +52,14 @@ def backward(
             weights.whole.sub_(sums[index]).exp2_()
         grad_logits, add = logits_room("grad_logits", form), plan.pieces[index].queries.start > 0
         _logits_backward(
-            grad_logits, weights, precise(grads_out[index]), precise(outs[index]), parts,
+            grad_logits, weights, precise(grads_out[index]), outs[index], parts,
             of_v[index] if of_v else None, add=add,
         )  # fmt: skip
         if needs_factors:
             # what is kept may be needed by another backward pass
             product = logits_room("weights", form) if is_kept else weights
             _factors_backward(grad_logits, product, factors, source.gradients(index))
-            source.backward(weights, grad_logits)
+            source.backward(index, weights, grad_logits)
         _products_backward(
             grad_logits, parts, of_q[index] if of_q else None, of_k[index] if of_k else None,
             source, needs_weight, scale, add=add,
@@ -71,15 +71,15 @@ def backward(
 
 
 def empty_gradients(
-    q: Tensor, row: Tensor, column: Tensor, attn_bias: Tensor | None, needs: list[bool]
+    q: Tensor, first: Tensor, second: Tensor, attn_bias: Tensor | None, needs: list[bool]
 ) -> list[Tensor]:
-    tokens = [q.new_empty(q.shape, dtype=compute_dtype(q)) if need else row.new_empty(0) for need in needs[:3]]
-    factors = [torch.empty_like(x) if needs[3] or needs[4] else row.new_empty(0) for x in (row, column)]
-    of_bias = row.new_empty(0)
+    tokens = [q.new_empty(q.shape, dtype=compute_dtype(q)) if need else first.new_empty(0) for need in needs[:3]]
+    locality = [torch.empty_like(x) if needs[3] or needs[4] else first.new_empty(0) for x in (first, second)]
+    of_bias = first.new_empty(0)
     if needs[5] and attn_bias is not None:
         # a sum over many pieces: in half precision it would lose what the later ones add
         of_bias = torch.empty_like(attn_bias, dtype=compute_dtype(attn_bias))
-    return [*tokens, *factors, of_bias]
+    return [*tokens, *locality, of_bias]
 
 
 def rounded(grads: list[Tensor], q: Tensor, attn_bias: Tensor | None) -> list[Tensor]:
@@ -107,9 +107,13 @@ def _logits_backward(
     """Writes the gradient of the logits, weights * (grad_out vᵀ - sum of out * grad_out), and that of v if wanted."""
     if grad_v is not None:
         _write(grad_v, product(weights.whole.mT, grad_out), add=add)
-    delta = (grad_out * out).sum(-1, keepdim=True)
     write_outer(grad_logits, grad_out, parts.v)
-    grad_logits.in_memory.sub_(delta.mT if grad_logits.form.by_query else delta).mul_(weights.in_memory)
+    if out.dtype == grad_out.dtype:
+        delta = (grad_out * out).sum(-1, keepdim=True)
+        delta = delta.mT if grad_logits.form.by_query else delta
+    else:  # the output was rounded to half precision; of large values with small differences little would be left
+        delta = (grad_logits.in_memory * weights.in_memory).sum(grad_logits.keys_dim, keepdim=True)
+    grad_logits.in_memory.sub_(delta).mul_(weights.in_memory)
 
 
 def _factors_backward(

@@ -32,11 +32,14 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """softmax(q kᵀ · scale + S + attn_bias) v, [B, H, L, K], piece by piece; and what ``empty_kept`` names."""
     out, kept = empty_like_tokens(q), empty_kept(q, prediction, is_training)
-    plan = plan_of(q, num_prefix_tokens)
-    source = source_of(plan, first, second, grid_size, prediction, scale)
+    threads, by_query = torch.get_num_threads(), has_patches_innermost(first)
+    plan = plan_of(q, num_prefix_tokens, threads)
+    source = source_of(plan, first, second, grid_size, prediction, scale, by_query)
     keep = is_training and worth_keeping(q)
-    parts_of_out, sums = plan.of_queries(out), plan.of_queries(kept[..., None]) if is_training and not keep else []
-    of_pieces = kept.split([form.size for form in source.forms]) if keep else []
+    sums, of_pieces = kept_parts(kept, q, plan, source) if is_training else ([], [])
+    parts_of_out = plan.of_queries(out)
+    if is_training:  # the backward pass must cut as this one, whatever has changed since
+        kept[-2:] = torch.tensor((threads, by_query))
     takes_maximum = False
     for index, (form, parts) in enumerate(zip(source.forms, cut(plan, source, q, k, v), strict=True)):
         weights = Logits(form, of_pieces[index]) if keep else logits_room("weights", form)
@@ -117,12 +120,26 @@ def worth_keeping(q: Tensor) -> bool:
 
 
 def empty_kept(q: Tensor, prediction: Sequence[float], is_training: bool) -> Tensor:
-    """Room for what the backward pass reads: the weights if worth it, else log2 of their sums, [B, H, L].
+    """Room for what the backward pass reads: the weights if worth it, else log2 of their sums, B H L.
 
-    Weights, B H L L, come with what else is in the logits' room, that of the keys that predict.
+    Weights, B H L L, come with what else is in the logits' room, that of the keys that predict. The last two numbers
+    tell how the call was cut: torch's threads, and whether queries are neighbours in memory.
     """
+    if not is_training:
+        return q.new_empty(0, dtype=compute_dtype(q))
     batch, num_heads, num_tokens, _ = q.shape
     further = PredictedFactors.num_keys if prediction else 0
-    weights = (batch * num_heads * num_tokens * (num_tokens + further),)
-    shape = weights if worth_keeping(q) else (batch, num_heads, num_tokens)
-    return q.new_empty(shape if is_training else 0, dtype=compute_dtype(q))
+    size = batch * num_heads * num_tokens * (num_tokens + further if worth_keeping(q) else 1)
+    return q.new_empty(size + 2, dtype=compute_dtype(q))
+
+
+def kept_parts(kept: Tensor, q: Tensor, plan: Plan, source: Source) -> tuple[list[Tensor], list[Tensor]]:
+    """Of every piece: log2 of its sums, [m, n, queries, 1], or the memory of its logits; the other list is empty."""
+    if worth_keeping(q):
+        return [], list(kept[:-2].split([form.size for form in source.forms]))
+    return plan.of_queries(kept[:-2].view(*q.shape[:3], 1)), []
+
+
+def has_patches_innermost(factor: Tensor) -> bool:
+    """As ``gaussian_factors`` lays narrow grids out, and as what is made of the factors must lie, too."""
+    return factor.stride(-1) > factor.stride(-2)

@@ -47,7 +47,6 @@ class Form(NamedTuple):
         grid_size: (h, w) of the keys that are patches.
         num_prefix_queries: how many of the queries are prefix tokens.
         num_prefix_tokens: how many of the keys are.
-        patches: which of all patches are queries, from and to.
         dtype: of the logits.
     """
 
@@ -57,7 +56,6 @@ class Form(NamedTuple):
     grid_size: GridSize
     num_prefix_queries: int
     num_prefix_tokens: int
-    patches: tuple[int, int]
     dtype: torch.dtype
 
     @property
@@ -100,6 +98,7 @@ class Plan:
         # a product of many matrices gives whole ones to threads, a product of one is shared out inside
         if pairs > threads:
             pairs -= pairs % threads
+        self.threads = threads
         self._by_head = (batch % threads == 0, batch) > (num_heads % threads == 0, num_heads)
         outer, inner = (num_heads, batch) if self._by_head else (batch, num_heads)
         self._sizes = max(1, min(outer, pairs // max(1, inner))), max(1, min(pairs, inner))
@@ -110,6 +109,9 @@ class Plan:
             for inner_part in _parts(inner, self._sizes[1])
             for queries in self._blocks
         ]
+        self.patches = [self._patches_of(piece.queries) for piece in self.pieces]
+        """Of every piece, which of all patches are queries."""
+        self._forms: dict[tuple[int, bool, GridSize], list[Form]] = {}
 
     def of_keys(self, tensor: Tensor) -> list[Tensor]:
         """[B, H, ...] as [m, n, ...], with all tokens."""
@@ -128,16 +130,19 @@ class Plan:
             return groups
         return [group[:, :, self._patches_of(block)] for group in groups for block in self._blocks]
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019  # plans are few, and live as long as the process
     def forms(self, further: int, by_query: bool, grid_size: GridSize) -> list[Form]:
         """Of every piece's logits; see ``Form``."""
+        key = further, by_query, grid_size
+        if key not in self._forms:
+            self._forms[key] = self._make_forms(*key)
+        return self._forms[key]
+
+    def _make_forms(self, further: int, by_query: bool, grid_size: GridSize) -> list[Form]:
         forms = []
         for outer, inner, queries in self.pieces:
             shape = *(part.stop - part.start for part in (outer, inner, queries)), self._num_tokens
             prefix = max(min(self._num_prefix_tokens, queries.stop) - queries.start, 0)
-            patches = self._patches_of(queries)
-            span, num_prefix = (patches.start, patches.stop), self._num_prefix_tokens
-            forms.append(Form(shape, further, by_query, grid_size, prefix, num_prefix, span, self._dtype))
+            forms.append(Form(shape, further, by_query, grid_size, prefix, self._num_prefix_tokens, self._dtype))
         return forms
 
     def with_bias(self, piece: Piece, logits: Tensor, attn_bias: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -177,9 +182,8 @@ def _plan(*arguments: Any) -> Plan:
     return Plan(*arguments)
 
 
-def plan_of(q: Tensor, num_prefix_tokens: int) -> Plan:
+def plan_of(q: Tensor, num_prefix_tokens: int, threads: int) -> Plan:
     """The plan of a call, kept for the next one of its form."""
-    threads = torch.get_num_threads()
     return _plan(tuple(q.shape[:3]), compute_dtype(q), num_prefix_tokens, _PIECE_BYTES, threads, _QUERY_BLOCK)
 
 

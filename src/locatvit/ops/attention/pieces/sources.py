@@ -23,15 +23,14 @@ class GivenFactors:
 
     Args:
         row, column: [B, H, N, h] and [B, H, N, w].
+        by_query: whether the logits are to have queries as neighbours in memory.
         grads: room for their gradients, empty where none are wanted.
     """
 
     num_keys = 0
     further_keys = further_values = None
 
-    def __init__(self, plan: Plan, row: Tensor, column: Tensor, grads: Sequence[Tensor] = ()) -> None:
-        # ``gaussian_factors`` lays narrow grids out with patches as neighbours, and so must what is made of them
-        by_query = row.stride(-1) > row.stride(-2)
+    def __init__(self, plan: Plan, row: Tensor, column: Tensor, by_query: bool, grads: Sequence[Tensor] = ()) -> None:
         self.forms = plan.forms(self.num_keys, by_query, (row.shape[-1], column.shape[-1]))
         self._factors = list(zip(plan.of_factor(row[..., :, None]), plan.of_factor(column[..., None, :]), strict=True))
         self._grads = list(zip(*map(plan.of_factor, grads), strict=True)) if grads and grads[0].numel() else []
@@ -44,7 +43,7 @@ class GivenFactors:
         """Room for the gradients of both, [m, n, patches, h] and [m, n, patches, w]."""
         return self._grads[index]
 
-    def backward(self, logits: Logits, grad_logits: Logits) -> None:
+    def backward(self, index: int, logits: Logits, grad_logits: Logits) -> None:
         """The gradients are where they belong."""
 
     def add_grad_weight(self, of_keys: Tensor) -> None:
@@ -80,7 +79,7 @@ class PredictedFactors:
         scale: float,
         grads: Sequence[Tensor] = (),
     ) -> None:
-        self.forms = plan.forms(self.num_keys, is_narrow(grid_size), grid_size)
+        self.forms, self._patches = plan.forms(self.num_keys, is_narrow(grid_size), grid_size), plan.patches
         self.further_keys = weight
         self._prediction, self._clamp, self._scale = prediction, distance_clamp, scale
         shift, self._floor = _constants(prediction, weight.dtype)
@@ -99,29 +98,32 @@ class PredictedFactors:
 
     def of_piece(self, index: int, logits: Logits) -> tuple[Tensor, Tensor]:
         """[m, n, patches, h, 1] and [m, n, patches, 1, w], of logits with ``of_further``."""
-        lines, x = self._lines(logits), logits.of_further_patches
+        lines, x = self._lines(index), logits.of_further_patches
         precision, alpha = self._precision(x[:, :, :2].sigmoid()), self._prediction.alpha(x[:, :, 2])
-        torch.mul(lines.exponents, precision.unsqueeze(lines.dim), out=lines.both).exp2_()
-        torch.mul(lines.row, alpha.unsqueeze(lines.dim - 1), out=lines.scaled)
+        torch.mul(lines.row_exponents, precision[:, :, 0].unsqueeze(lines.dim), out=lines.row)
+        torch.mul(lines.column_exponents, precision[:, :, 1].unsqueeze(lines.dim), out=lines.column)
+        lines.both.exp2_()
+        torch.mul(lines.row, alpha.unsqueeze(lines.dim), out=lines.scaled_row)
         return lines.factors
 
     def gradients(self, index: int) -> tuple[Tensor, Tensor]:
         """Room for the gradients of both, [m, n, patches, h] and [m, n, patches, w]."""
-        return _lines(self.forms[index], self._clamp).grads
+        return self._lines(index).grads
 
-    def backward(self, logits: Logits, grad_logits: Logits) -> None:
+    def backward(self, index: int, logits: Logits, grad_logits: Logits) -> None:
         """Write ``of_further`` of the logits' gradient from the factors' gradients; add to that of ``bias``."""
-        lines, x = self._lines(logits), logits.of_further_patches
+        lines, x = self._lines(index), logits.of_further_patches
         bounded, alpha = x[:, :, :2].sigmoid(), self._prediction.alpha(x[:, :, 2])
         precision = self._precision(bounded)
-        grad_alpha = lines.grad_row.mul_(lines.row).sum(lines.dim - 1)
+        grad_alpha = lines.grad_row.mul_(lines.row).sum(lines.dim)
         moments = torch.empty_like(bounded)
-        torch.sum(lines.grad_row.mul_(lines.row_exponents), lines.dim - 1, out=moments[:, :, 0])
+        torch.sum(lines.grad_row.mul_(lines.row_exponents), lines.dim, out=moments[:, :, 0])
         lines.grad_column.mul_(lines.column).mul_(lines.column_exponents)
-        torch.sum(lines.grad_column, lines.dim - 1, out=moments[:, :, 1])
+        torch.sum(lines.grad_column, lines.dim, out=moments[:, :, 1])
         moments[:, :, 0].mul_(alpha)
-        # d 2 ** (e / variance) = -ln 2 e / variance² of it
-        slope = bounded.mul_(1 - bounded).mul_(precision.square_())
+        # d 2 ** (e / variance) = -ln 2 e / variance² of it. 1 / variance² alone would leave float32 where the variance
+        # is tiny; the sigmoid over the variance does not
+        slope = (bounded * precision).mul_((1 - bounded).mul_(precision))
         grad_logits.of_further[..., : grad_logits.form.num_prefix_queries] = 0
         further = grad_logits.of_further_patches
         factor = -math.log(2) * self._prediction.variance_max / self._scale
@@ -134,8 +136,10 @@ class PredictedFactors:
         """Of ``further_keys``, [m, n, 3, K], as the product of the logits' gradient with the queries gives it."""
         self._grads[0].add_(of_keys.sum((0, 1)))
 
-    def _lines(self, logits: Logits) -> _Lines:
-        return _lines(logits.form, self._clamp)
+    def _lines(self, index: int) -> _Lines:
+        form, patches, clamp = self.forms[index], self._patches[index], self._clamp
+        key = "lines", form, patches.start, patches.stop, clamp
+        return views(key, lambda: _Lines(form, patches, clamp))
 
     def _precision(self, bounded: Tensor) -> Tensor:
         """1 / variance, of the sigmoid."""
@@ -143,62 +147,48 @@ class PredictedFactors:
 
 
 class _Lines:
-    """Room for what has a number for each patch and line of the grid, rows and columns in one memory.
+    """Room for what has a number for each patch and line of the grid, those of rows and of columns in one memory.
 
-    The shorter side is padded to the longer one. Of narrow grids, patches are neighbours in memory:
-    [m, n, 2, side, patches], else [m, n, 2, patches, side].
+    Of narrow grids, patches are neighbours in memory: [m, n, h + w, patches], else [m, n, patches, h + w].
     """
 
-    def __init__(self, form: Form, distance_clamp: float) -> None:
-        self._form, (first, last) = form, form.patches
-        exponents = _exponents(form.grid_size, distance_clamp, form.dtype)
-        self.exponents = exponents[..., first:last] if form.by_query else exponents[:, first:last]
-        """What 1 / variance is multiplied by, in the exponent of 2."""
-        of_rows, of_columns = self.exponents
-        height, width = form.grid_size
-        lines_dim = 0 if form.by_query else 1
-        self.row_exponents = of_rows.narrow(lines_dim, 0, height)
-        self.column_exponents = of_columns.narrow(lines_dim, 0, width)
-        self.dim = 3 if form.by_query else 4
+    def __init__(self, form: Form, patches: slice, distance_clamp: float) -> None:
+        self._form, self._num_patches = form, patches.stop - patches.start
+        self.dim = 2 if form.by_query else 3
         """That of the lines."""
-        self.both = self._room("lines")
-        self.row, self.column = self._axes(self.both)
-        self.grad_row, self.grad_column = self._axes(self._room("grad_lines"))
-        self.scaled = self._axes(self._room("scaled_lines"))[0]
-        """Rows, times alpha."""
-        row, column = self._by_patch(self.scaled), self._by_patch(self.column)
-        self.factors = row[..., :, None], column[..., None, :]
+        exponents = _exponents(form.grid_size, distance_clamp, form.dtype)
+        self.row_exponents, self.column_exponents = (
+            table[:, patches] if form.by_query else table[patches] for table in exponents
+        )
+        """What 1 / variance is multiplied by, in the exponent of 2."""
+        height, width = form.grid_size
+        self.both = self._room("lines", height + width)
+        self.row, self.column = self.both.split((height, width), self.dim)
+        self.scaled_row = self._room("scaled_row", height)
+        """Times alpha."""
+        self.grad_row, self.grad_column = self._room("grad_row", height), self._room("grad_column", width)
+        self.factors = self._by_patch(self.scaled_row)[..., :, None], self._by_patch(self.column)[..., None, :]
         self.grads = self._by_patch(self.grad_row), self._by_patch(self.grad_column)
 
-    def _room(self, name: str) -> Tensor:
-        (first, last), side = self._form.patches, max(self._form.grid_size)
-        shape = (*self._form.shape[:2], 2, *((side, last - first) if self._form.by_query else (last - first, side)))
+    def _room(self, name: str, lines: int) -> Tensor:
+        last = (lines, self._num_patches) if self._form.by_query else (self._num_patches, lines)
+        shape = (*self._form.shape[:2], *last)
         return room(name, math.prod(shape), self._form.dtype).view(shape)
-
-    def _axes(self, both: Tensor) -> tuple[Tensor, Tensor]:
-        height, width = self._form.grid_size
-        return both[:, :, 0].narrow(self.dim - 1, 0, height), both[:, :, 1].narrow(self.dim - 1, 0, width)
 
     def _by_patch(self, lines: Tensor) -> Tensor:
         return lines.mT if self._form.by_query else lines
 
 
-def _lines(form: Form, distance_clamp: float) -> _Lines:
-    # all but the precision of further dimensions is in the form
-    return views(("lines", form, distance_clamp), lambda: _Lines(form, distance_clamp))
-
-
 @functools.lru_cache(maxsize=16)
-def _exponents(grid_size: GridSize, distance_clamp: float, dtype: torch.dtype) -> Tensor:
-    """What 1 / variance is multiplied by in the exponent of 2, for rows and for columns; see ``_Lines``.
+def _exponents(grid_size: GridSize, distance_clamp: float, dtype: torch.dtype) -> list[Tensor]:
+    """What 1 / variance is multiplied by in the exponent of 2, for rows and for columns.
 
-    [2, side, N] of narrow grids, else [2, N, side]; zero where the grid has no line.
+    [h, N] and [w, N] of narrow grids, else [N, h] and [N, w].
     """
     like, clamp = torch.empty((), dtype=dtype), None if math.isinf(distance_clamp) else distance_clamp
-    exponents = torch.zeros(2, grid_size[0] * grid_size[1], max(grid_size), dtype=dtype)
-    for own, table in zip(exponents, axis_squared_distances(like, grid_size, clamp), strict=True):
-        own[:, : table.shape[1]] = table * (-0.5 * LOG2_E)
-    return exponents.mT.contiguous() if is_narrow(grid_size) else exponents
+    with torch.inference_mode(False):  # what is made in inference mode cannot serve training later
+        tables = [table * (-0.5 * LOG2_E) for table in axis_squared_distances(like, grid_size, clamp)]
+        return [table.mT.contiguous() for table in tables] if is_narrow(grid_size) else tables
 
 
 @functools.lru_cache(maxsize=16)
@@ -219,11 +209,12 @@ def source_of(
     grid_size: Sequence[int],
     prediction: Sequence[float],
     scale: float,
+    by_query: bool,
     grads: Sequence[Tensor] = (),
 ) -> Source:
     """Of a call with these arguments; see the package."""
     if not prediction:
-        return GivenFactors(plan, first, second, grads)
+        return GivenFactors(plan, first, second, by_query, grads)
     *numbers, clamp = prediction
     height, width = grid_size
     return PredictedFactors(plan, first, second, (height, width), Prediction.of(numbers), clamp, scale, grads)
