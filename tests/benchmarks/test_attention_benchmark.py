@@ -46,7 +46,8 @@ def _spoiled(change: Callable[[Tensor, Tensor], Tensor]) -> Backend:
     """The ``sdpa`` backend with its output changed; the change also gets the variance."""
     run = BACKENDS["sdpa"].run_gaussian
     assert run is not None
-    return replace(BACKENDS["sdpa"], run_gaussian=lambda *inputs: change(run(*inputs), inputs[3].variance))
+    spoiled = replace(BACKENDS["sdpa"], run_gaussian=lambda *inputs: change(run(*inputs), inputs[3].variance))
+    return replace(spoiled, run_predicted=None)  # which models would take
 
 
 def _wrong_gradient(output: Tensor, variance: Tensor) -> Tensor:
