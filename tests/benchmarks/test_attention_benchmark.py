@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 from benchmarks.attention import __main__ as program  # noqa: E402
 from benchmarks.attention import cases as data  # noqa: E402
-from benchmarks.attention import limits, measure, model, op, plots, refinement, report  # noqa: E402
+from benchmarks.attention import dense, limits, measure, model, op, plots, refinement, report  # noqa: E402
 from benchmarks.attention.cases import ModelCase, OpCase, RefinementCase, WindowCase, cases  # noqa: E402
 from benchmarks.attention.contenders import DENSE, PLAIN, taking_part  # noqa: E402
 from benchmarks.attention.dense import dense_attention  # noqa: E402
@@ -304,3 +304,11 @@ def test_help_names_every_case_and_an_unknown_device_is_told(capsys: pytest.Capt
     assert all(case.name in words for case in (*cases("cpu"), *cases("cuda")))
     assert program.main(["--device", "gpu"]) == 2
     assert "error: device is 'gpu', which is not here: " in capsys.readouterr().err
+
+
+def test_the_dense_model_makes_its_bias_by_the_dense_formula() -> None:
+    """And is no second measurement of ours."""
+    dense_differences = dense._squared_differences
+    dense_differences.cache_clear()
+    model.make_step(replace(MODEL, train=False), DENSE, CPU)()
+    assert dense_differences.cache_info().misses == 1

@@ -155,8 +155,8 @@ class GAug(nn.Module):
         return variance, alpha
 
     def _is_predicted_from_queries(self) -> bool:
-        config = self.config
-        return (config.kernel, config.variance, config.alpha) == ("gaussian", "query", "learned")
+        separates = self.kernel.values is None
+        return separates and self.config.variance == "query" and self.config.alpha == "learned"
 
     def _prediction(self, grid_size: GridSize, floor: float) -> Prediction:
         """What follows the linear layers; the identity start begins at exactly 0 with a gradient."""
