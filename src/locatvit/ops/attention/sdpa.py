@@ -52,7 +52,8 @@ def run_gaussian(
     dropout_p: float,
 ) -> Tensor:
     """The same for a Gaussian."""
-    factors = make_factors(gaussian) if _in_pieces(q, dropout_p) else gaussian.factors()
+    by_hand = _in_pieces(q, dropout_p) and not torch.compiler.is_compiling()
+    factors = make_factors(gaussian) if by_hand else gaussian.factors()
     return run(q, k, v, *factors, num_prefix_tokens, attn_bias, scale, dropout_p)
 
 
