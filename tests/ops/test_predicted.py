@@ -256,6 +256,27 @@ def test_calls_from_two_threads_do_not_meet():
         assert all(x.equal(y) for got in each for x, y in zip(got, want, strict=True))
 
 
+def test_other_grids_need_no_new_graph():
+    graphs: list[object] = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    def both(q, k, v, row, column):
+        return gaug_attention(q, k, v, row, column, num_prefix_tokens=1)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(both, fullgraph=True, backend=backend, dynamic=True)
+    with torch.no_grad():
+        for grid_size in ((5, 7), (4, 9), (6, 11), (7, 12), (8, 9)):  # none has a side that something else has
+            tokens = grid_size[0] * grid_size[1] + 1
+            qkv = [torch.randn(2, 3, tokens, 13) for _ in range(3)]
+            factors = [torch.rand(2, 3, tokens - 1, side) for side in grid_size]
+            torch.testing.assert_close(compiled(*qkv, *factors), both(*qkv, *factors))
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_no_images_give_no_output(backend):
     inputs = make_inputs((5, 7), 1, batch=0)

@@ -52,8 +52,9 @@ def run_gaussian(
     dropout_p: float,
 ) -> Tensor:
     """The same for a Gaussian."""
-    by_hand = _in_pieces(q, dropout_p) and not torch.compiler.is_compiling()
-    factors = make_factors(gaussian) if by_hand else gaussian.factors()
+    # torch 2.14 traces make_factors for several sizes with a wrong shape; a compiler makes gradients of its own anyway
+    in_few_passes = _in_pieces(q, dropout_p) and not torch.compiler.is_compiling()
+    factors = make_factors(gaussian) if in_few_passes else gaussian.factors()
     return run(q, k, v, *factors, num_prefix_tokens, attn_bias, scale, dropout_p)
 
 

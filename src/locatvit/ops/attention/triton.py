@@ -252,7 +252,7 @@ def _precision(q: Tensor) -> str:
 
 
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor row, Tensor column, Tensor? attn_bias"
-_SETTINGS = "int[] grid_size, int num_prefix_tokens, float scale, float? clamp"
+_SETTINGS = "SymInt[] grid_size, int num_prefix_tokens, float scale, float? clamp"
 _library = torch.library.Library("locatvit", "FRAGMENT")
 _library.define(f"fused_forward({_TENSORS}, {_SETTINGS}) -> (Tensor, Tensor)")
 _library.define(

@@ -17,7 +17,7 @@ from locatvit.ops.prediction import PredictedGaussian
 # Registered so that torch.compile sees one node, with shapes but no values. The kernels are called through the
 # dispatcher alone: torch.library.custom_op costs 0.1 ms a call, 1 % of a small ViT.
 _TENSORS = "Tensor q, Tensor k, Tensor v, Tensor first, Tensor second, Tensor? attn_bias"
-_SETTINGS = "int[] grid_size, float[] prediction, int num_prefix_tokens, float scale"
+_SETTINGS = "SymInt[] grid_size, float[] prediction, int num_prefix_tokens, float scale"
 _library = torch.library.Library("locatvit", "DEF")
 _library.define(f"pieces_forward({_TENSORS}, {_SETTINGS}, bool is_training) -> (Tensor, Tensor)")
 _library.define(

@@ -98,7 +98,6 @@ class Plan:
         # a product of many matrices gives whole ones to threads, a product of one is shared out inside
         if pairs > threads:
             pairs -= pairs % threads
-        self.threads = threads
         self._by_head = (batch % threads == 0, batch) > (num_heads % threads == 0, num_heads)
         outer, inner = (num_heads, batch) if self._by_head else (batch, num_heads)
         self._sizes = max(1, min(outer, pairs // max(1, inner))), max(1, min(pairs, inner))
