@@ -4,14 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 TESTS ?=  # none named are all; for a part of them: make test TESTS=tests/ops
+WORKERS ?= 2
 
 .PHONY: quickstart test test-oldest lint types check benchmark clean help
 
 quickstart: $(VENV)/.installed  ## train a small ViT with LocAt and without, compare them on one page
 	$(BIN)/locatvit quickstart
 
-test: $(VENV)/.installed-dev  ## all tests, the slow ones too
-	$(BIN)/python -m pytest $(TESTS)
+test: $(VENV)/.installed-dev  ## all tests, the slow ones too, in two processes (WORKERS=8: in eight)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 test-oldest: $(OLDEST)/versions.txt  ## the same with the lowest versions that pyproject.toml promises
 	PIP_CONSTRAINT=$< PYTEST_ADDOPTS='-W default::DeprecationWarning' $(MAKE) test VENV=$(OLDEST)
