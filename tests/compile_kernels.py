@@ -79,16 +79,14 @@ def main() -> int:
             build(target, name, word, tiles, **common, **sizes, **more)
         if bias:
             build(target, "backward_bias", word, Tiles(32, 1, 32), **common, QUERIES=32, KEYS=32)
-    for target, width in itertools.product(TARGETS, (32, 80)):
+    predicted = (("bf16", 32, 2, True, True), ("fp32", 80, 1, True, False), ("bf16", 192, 4, False, True))
+    for target, (word, width, num_widths, has_alpha, needs_weight) in itertools.product(TARGETS, predicted):
         sizes = {
-            "WIDTH": width,
-            "DEPTH": 1 << (width - 1).bit_length(),
-            "NUM_WIDTHS": 2,
-            "HAS_ALPHA": True,
+            "WIDTH": width, "DEPTH": 1 << (width - 1).bit_length(), "NUM_WIDTHS": num_widths, "HAS_ALPHA": has_alpha,
             "TOKENS": 64,
-        }
-        build(target, "predict_forward", "bf16", Tiles(64, 1, 1), **sizes, STARTS_AT_ZERO=True)
-        build(target, "predict_backward", "bf16", Tiles(64, 1, 1), **sizes, NEEDS_X=True, NEEDS_WEIGHT=True)
+        }  # fmt: skip
+        build(target, "predict_forward", word, Tiles(64, 1, 1), **sizes, STARTS_AT_ZERO=needs_weight)
+        build(target, "predict_backward", word, Tiles(64, 1, 1), **sizes, NEEDS_X=True, NEEDS_WEIGHT=needs_weight)
     return 0
 
 

@@ -208,8 +208,8 @@ def test_memory_that_is_not_overwritten_would_show(grid_size):
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.sum(), inputs))
 
 
-def test_scratch_made_in_inference_mode_serves_training():
-    scratch.forget()
+def test_scratch_made_in_inference_mode_serves_training(monkeypatch):
+    monkeypatch.setattr(scratch, "_scratch", scratch._Scratch())
     inputs = _inputs((5, 7), 1, torch.float32)
     with torch.inference_mode():
         gaug_attention(*(x.detach() for x in inputs), num_prefix_tokens=1)

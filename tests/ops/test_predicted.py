@@ -165,9 +165,9 @@ def test_memory_that_is_not_overwritten_would_show(grid_size):
         assert one.equal(other)
 
 
-def test_two_sizes_by_turns_in_inference_and_in_training():
+def test_two_sizes_by_turns_in_inference_and_in_training(monkeypatch):
     """The rooms' views are kept by form; those of a smaller room must not outlive it."""
-    scratch.forget()
+    monkeypatch.setattr(scratch, "_scratch", scratch._Scratch())
     small, large = make_inputs((3, 5), 1), make_inputs((5, 7), 1)
     with torch.inference_mode():
         before = attend(small, (3, 5), 1).clone()

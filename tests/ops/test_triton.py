@@ -329,7 +329,7 @@ def test_the_kernels_compile_for_a_gpu():
         capture_output=True, text=True, timeout=600, env={**os.environ, "TRITON_INTERPRET": "0"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("compiled for sm_90") == done.stdout.count("compiled for sm_89") == 24
+    assert done.stdout.count("compiled for sm_90") == done.stdout.count("compiled for sm_89") == 26
 
 
 FITTING = {"device_type": "cuda", "dtype": torch.bfloat16, "head_dim": 64, "num_tokens": 36, "num_prefix_tokens": 1}

@@ -19,20 +19,18 @@ from locatvit import LocAtConfig
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton, which torch brings on Linux", allow_module_level=True)
 
-from locatvit.ops import Gaussian, PredictedGaussian
+from locatvit.ops import PredictedGaussian, prediction
 from locatvit.ops.attention import BACKENDS, Backend
 from locatvit.ops.attention import triton as fused
-from locatvit.ops.fused_prediction import FusedPrediction
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _run_predicted(q: Tensor, k: Tensor, v: Tensor, gaussian: PredictedGaussian, *rest: Any) -> Tensor:
     """As on a GPU: variance and alpha by kernels, too."""
-    weights = gaussian.weight.float(), gaussian.bias.float()
-    prefix, numbers = gaussian.num_prefix_tokens, gaussian.prediction.numbers()
-    widths, alpha = FusedPrediction.apply(gaussian.queries, *weights, 2, prefix, numbers)
-    evaluated = Gaussian(widths.mT, alpha, gaussian.grid_size, gaussian.distance_clamp)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prediction, "can_run", lambda *tensors: True)
+        evaluated = gaussian.evaluate()
     return fused.run_gaussian(q, k, v, evaluated, *rest)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locatvit.ops.attention.request import empty_like_tokens
 from locatvit.ops.launches import DTYPES, IS_INSTALLED, ceil_div, launch_options, on_its_device, power_of_two
+from locatvit.ops.layout import empty_like_tokens
 
 _MAX_OUTPUTS = 4
 _MAX_WIDTH = 256

@@ -1,11 +1,10 @@
-"""What is asked of a backend, and the form of its answer."""
+"""What is asked of a backend."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,3 @@ class Request:
     attn_bias_needs_grad: bool = False
     dropout_p: float = 0.0
     needs_grad: bool = False
-
-
-def empty_like_tokens(q: Tensor) -> Tensor:
-    """Uninitialised [B, H, L, K] that is [B, L, H, K] in memory, as the reshape after attention wants it."""
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)

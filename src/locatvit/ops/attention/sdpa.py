@@ -69,7 +69,8 @@ def run_predicted(
     dropout_p: float,
 ) -> Tensor:
     """The same for a Gaussian that is predicted from these queries."""
-    if _in_pieces(q, dropout_p) and scale != 0:  # the prediction's products are divided by it
+    # the prediction's products are divided by the scale
+    if _in_pieces(q, dropout_p) and scale != 0 and pieces.worth_predicting(q):
         return pieces.attend_predicted(q, k, v, gaussian, attn_bias, scale)
     return run_gaussian(q, k, v, gaussian.evaluate(), num_prefix_tokens, attn_bias, scale, dropout_p)
 

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locatvit.ops.attention.request import Request, empty_like_tokens
+from locatvit.ops.attention.request import Request
 from locatvit.ops.attention.triton_tiles import SMALL_SHARED_BYTES, Tiles, choose_tiles
 from locatvit.ops.distance import Gaussian
 from locatvit.ops.launches import DTYPES, IS_INSTALLED, ceil_div, launch_options, on_its_device, power_of_two
+from locatvit.ops.layout import empty_like_tokens
 
 MAX_HEAD_DIM = 128
 MAX_PREFIX_TOKENS = 16

@@ -9,5 +9,6 @@ bias of the layer that predicts it.
 """
 
 from locatvit.ops.attention.pieces.op import attend, attend_predicted
+from locatvit.ops.attention.pieces.plan import worth_predicting
 
-__all__ = ["attend", "attend_predicted"]
+__all__ = ["attend", "attend_predicted", "worth_predicting"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from locatvit.ops.attention.pieces.forward import kept_parts, worth_keeping, write_logits
+from locatvit.ops.attention.pieces.forward import kept_parts, write_logits
 from locatvit.ops.attention.pieces.plan import Logits, Plan, compute_dtype, logits_room, plan_of
 from locatvit.ops.attention.pieces.products import Parts, cut, precise, product, write_outer
 from locatvit.ops.attention.pieces.sources import Source, source_of
@@ -32,40 +32,44 @@ def backward(
     if needs[5]:
         grads[5].zero_()
     threads, by_query = kept[-2:].tolist()
-    plan = plan_of(q, num_prefix_tokens, int(threads))
+    # a gradient's part in the softmax is taken from the output, unless that was rounded: from all keys then
+    may_cut_keys = not prediction and out.dtype == compute_dtype(out)
+    plan = plan_of(q, grid_size, num_prefix_tokens, int(threads), may_cut_keys=may_cut_keys)
     source = source_of(plan, first, second, grid_size, prediction, scale, bool(by_query), grads[3:5])
     of_q, of_k, of_v = _gradient_parts(plan, grads)
     needs_weight = source.num_keys > 0 and (needs[3] or needs[4])
     needs_factors = needs[3] or needs[4] or (needs[0] and source.num_keys > 0)
-    is_kept = worth_keeping(q)
     sums, of_pieces = kept_parts(kept, q, plan, source)
     outs, grads_out = plan.of_queries(out), plan.of_queries(grad_out)
     for index, (form, parts) in enumerate(
         zip(source.forms, cut(plan, source, q, k, v, extend_values=True), strict=True)
     ):
-        if is_kept:
+        if plan.keeps_weights:
             weights = Logits(form, of_pieces[index])
-            factors = source.of_piece(index, weights)
+            factors = source.of_piece(index, weights) if needs_factors else None
         else:
             weights = logits_room("weights", form)
             factors = write_logits(weights, parts, source, plan, index, attn_bias, scale)
             weights.whole.sub_(sums[index]).exp2_()
-        grad_logits, add = logits_room("grad_logits", form), plan.pieces[index].queries.start > 0
+        grad_logits, piece = logits_room("grad_logits", form), plan.pieces[index]
         _logits_backward(
             grad_logits, weights, precise(grads_out[index]), outs[index], parts,
-            of_v[index] if of_v else None, add=add,
+            of_v[index] if of_v else None, add=not piece.is_first_of_queries,
         )  # fmt: skip
-        if needs_factors:
+        if factors is not None and needs_factors:
             # what is kept may be needed by another backward pass
-            product = logits_room("weights", form) if is_kept else weights
-            _factors_backward(grad_logits, product, factors, source.gradients(index))
+            product = logits_room("weights", form) if plan.keeps_weights else weights
+            _factors_backward(
+                grad_logits, product, factors, source.gradients(index), add_column=not piece.is_first_of_keys
+            )
             source.backward(index, weights, grad_logits)
         _products_backward(
             grad_logits, parts, of_q[index] if of_q else None, of_k[index] if of_k else None,
-            source, needs_weight, scale, add=add,
+            source, needs_weight, scale,
+            add_q=not piece.is_first_of_keys, add_k=not piece.is_first_of_queries,
         )  # fmt: skip
         if needs[5]:
-            for part, grad in plan.with_bias(plan.pieces[index], grad_logits.whole, grads[5]):
+            for part, grad in plan.with_bias(piece, grad_logits.whole, grads[5]):
                 grad += part.sum_to_size(grad.shape)
     return rounded(grads, q, attn_bias)
 
@@ -117,13 +121,26 @@ def _logits_backward(
 
 
 def _factors_backward(
-    grad_logits: Logits, product: Logits, factors: tuple[Tensor, Tensor], grads: tuple[Tensor, Tensor]
+    grad_logits: Logits,
+    product: Logits,
+    factors: tuple[Tensor, Tensor],
+    grads: tuple[Tensor, Tensor],
+    *,
+    add_column: bool,
 ) -> None:
-    """d row = sum over columns of d logits * column, and the other way round."""
+    """d row = sum over columns of d logits * column, and the other way round.
+
+    Args:
+        add_column: earlier pieces of these queries have written the gradient of the columns, for other rows.
+    """
     row, column = factors
     grad_row, grad_column = grads
     torch.sum(torch.mul(grad_logits.patches, column, out=product.patches), -1, out=grad_row)
-    torch.sum(torch.mul(grad_logits.patches, row, out=product.patches), -2, out=grad_column)
+    torch.mul(grad_logits.patches, row, out=product.patches)
+    if add_column:
+        grad_column.add_(product.patches.sum(-2))
+    else:
+        torch.sum(product.patches, -2, out=grad_column)
 
 
 def _products_backward(
@@ -135,19 +152,20 @@ def _products_backward(
     needs_weight: bool,
     scale: float,
     *,
-    add: bool,
+    add_q: bool,
+    add_k: bool,
 ) -> None:
     """Writes the gradients of q and k that are wanted, and what those of GAug's weights have of the same products.
 
     Args:
-        add: an earlier piece of these heads has written the gradient of k.
+        add_q, add_k: an earlier piece has written that gradient.
     """
     if grad_q is not None:
-        grad_q.copy_(product(grad_logits.all_keys, parts.k, alpha=scale))
+        _write(grad_q, product(grad_logits.all_keys, parts.k, alpha=scale), add=add_q)
     if grad_k is not None:
         num_tokens = grad_k.shape[2]
         of_keys = product(grad_logits.all_keys.mT, parts.q, alpha=scale)
-        _write(grad_k, of_keys[:, :, :num_tokens], add=add)
+        _write(grad_k, of_keys[:, :, :num_tokens], add=add_k)
         of_further = of_keys[:, :, num_tokens:]
     elif needs_weight:
         of_further = product(grad_logits.of_further, parts.q, alpha=scale)

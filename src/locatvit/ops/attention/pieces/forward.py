@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from locatvit.ops.attention.pieces.plan import Logits, Plan, compute_dtype, logits_room, plan_of
+from locatvit.ops.attention.pieces.plan import Logits, Plan, compute_dtype, logits_room, plan_of, worth_keeping
 from locatvit.ops.attention.pieces.products import Parts, cut, product, write_outer
 from locatvit.ops.attention.pieces.sources import LOG2_E, PredictedFactors, Source, source_of
-from locatvit.ops.attention.request import empty_like_tokens
+from locatvit.ops.layout import empty_like_tokens
 
 # Sums of powers of two, of which no maximum has been taken away, between this and its inverse: they, and their products
 # with values, are far from the ends of float32, and what was too small for it is nothing beside them.
@@ -33,30 +33,55 @@ def forward(
     """softmax(q kᵀ · scale + S + attn_bias) v, [B, H, L, K], piece by piece; and what ``empty_kept`` names."""
     out, kept = empty_like_tokens(q), empty_kept(q, prediction, is_training)
     threads, by_query = torch.get_num_threads(), has_patches_innermost(first)
-    plan = plan_of(q, num_prefix_tokens, threads)
-    source = source_of(plan, first, second, grid_size, prediction, scale, by_query)
-    keep = is_training and worth_keeping(q)
-    sums, of_pieces = kept_parts(kept, q, plan, source) if is_training else ([], [])
-    parts_of_out = plan.of_queries(out)
     if is_training:  # the backward pass must cut as this one, whatever has changed since
         kept[-2:] = torch.tensor((threads, by_query))
-    takes_maximum = False
-    for index, (form, parts) in enumerate(zip(source.forms, cut(plan, source, q, k, v), strict=True)):
-        weights = Logits(form, of_pieces[index]) if keep else logits_room("weights", form)
-        write_logits(weights, parts, source, plan, index, attn_bias, scale)
-        maximum, total = None, None if takes_maximum else _try_to_exponentiate(weights)
-        if total is None:
-            if not takes_maximum:  # what spoils one piece spoils the others, too
-                takes_maximum = True
-                write_logits(weights, parts, source, plan, index, attn_bias, scale)
-            maximum, total = _exponentiate(weights, may_exclude_all=attn_bias is not None)
-        # fewer numbers to divide than there are weights; in every mode, so that all give the same bits
-        torch.div(product(weights.whole, parts.v), total, out=parts_of_out[index])
-        if keep:
-            weights.whole.div_(total)
-        elif sums:
-            sums[index].copy_(total.log2_() if maximum is None else total.log2_().add_(maximum))
+    for takes_maximum in (False, True):
+        # a query's maximum is that of all its keys
+        may_cut_keys = not prediction and not takes_maximum
+        plan = plan_of(q, grid_size, num_prefix_tokens, threads, may_cut_keys=may_cut_keys)
+        source = source_of(plan, first, second, grid_size, prediction, scale, by_query)
+        if _attend(plan, source, q, k, v, attn_bias, scale, out, kept, is_training, takes_maximum):
+            break
     return out, kept
+
+
+def _attend(
+    plan: Plan,
+    source: Source,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_bias: Tensor | None,
+    scale: float,
+    out: Tensor,
+    kept: Tensor,
+    is_training: bool,
+    takes_maximum: bool,
+) -> bool:
+    """Write the output, and what is kept of it; or say that the maximum has to be taken away."""
+    logs, of_pieces = kept_parts(kept, q, plan, source) if is_training else ([], [])
+    total: Tensor
+    pieces = zip(plan.pieces, source.forms, cut(plan, source, q, k, v), plan.of_queries(out), strict=True)
+    for index, (piece, form, parts, part_of_out) in enumerate(pieces):
+        weights = Logits(form, of_pieces[index]) if of_pieces else logits_room("weights", form)
+        write_logits(weights, parts, source, plan, index, attn_bias, scale)
+        maximum = _subtract_maximum(weights, may_exclude_all=attn_bias is not None) if takes_maximum else None
+        sums = _exponentiate(weights)
+        total = sums if piece.is_first_of_keys else total.add_(sums)
+        values = product(weights.whole, parts.v, add=not piece.is_first_of_keys)
+        if piece.keys.stop < q.shape[2]:
+            continue
+        if maximum is None and not _is_trustworthy(total):
+            return False
+        if maximum is not None and attn_bias is not None:
+            total.clamp_(min=torch.finfo(total.dtype).tiny)  # a query without a key gets zero
+        # fewer numbers to divide than there are weights; in every mode, so that all give the same bits
+        torch.div(values, total, out=part_of_out)
+        if of_pieces:
+            weights.whole.div_(total)
+        elif logs:
+            logs[index].copy_(total.log2_() if maximum is None else total.log2_().add_(maximum))
+    return True
 
 
 def write_logits(
@@ -80,43 +105,35 @@ def write_logits(
     return factors
 
 
-def _try_to_exponentiate(logits: Logits) -> Tensor | None:
-    """2 ** logits in place, without the maximum that a softmax takes away first; the sums, [m, n, queries, 1].
-
-    Nearly always it does: what a power of two is off does not depend on its size. None where a sum is too large or too
-    small to trust, or not a number; the logits are spoilt then.
-    """
-    total = logits.in_memory.exp2_().sum(logits.keys_dim, keepdim=True)
-    least, most = torch.aminmax(total)
-    if not _LEAST_SUM < least.item() <= most.item() < 1 / _LEAST_SUM:
-        return None
-    return total.mT if logits.form.by_query else total
-
-
-def _exponentiate(logits: Logits, *, may_exclude_all: bool) -> tuple[Tensor, Tensor]:
-    """2 ** (logits - their maximum) in place; that maximum and the sum for each query, [m, n, queries, 1].
-
-    By single steps: torch's softmax takes half as long again, for its exponential is slower than ``exp2``.
+def _subtract_maximum(logits: Logits, *, may_exclude_all: bool) -> Tensor:
+    """The maximum of each query, [m, n, queries, 1], taken away.
 
     Args:
-        may_exclude_all: a query may be left without a key, its logits all -inf; what it gets is zero then.
+        may_exclude_all: a query may be left without a key, its logits all -inf.
     """
     maximum = logits.in_memory.amax(logits.keys_dim, keepdim=True)
     if may_exclude_all:
         maximum.clamp_(min=torch.finfo(maximum.dtype).min)
-    total = logits.in_memory.sub_(maximum).exp2_().sum(logits.keys_dim, keepdim=True)
-    if may_exclude_all:
-        total.clamp_(min=torch.finfo(total.dtype).tiny)
-    return (maximum.mT, total.mT) if logits.form.by_query else (maximum, total)
+    logits.in_memory.sub_(maximum)
+    return maximum.mT if logits.form.by_query else maximum
 
 
-def worth_keeping(q: Tensor) -> bool:
-    """Whether the weights take no more memory than q, k, v and the output, so that all stays linear in L.
+def _exponentiate(logits: Logits) -> Tensor:
+    """2 ** logits in place; the sum for each query, [m, n, queries, 1].
 
-    To make them again adds a product and an exponential to the four products of the backward pass.
+    By single steps: torch's softmax takes half as long again, for its exponential is slower than ``exp2``.
     """
-    num_tokens, head_dim = q.shape[2:]
-    return num_tokens * compute_dtype(q).itemsize <= 4 * head_dim * q.element_size()
+    total = logits.in_memory.exp2_().sum(logits.keys_dim, keepdim=True)
+    return total.mT if logits.form.by_query else total
+
+
+def _is_trustworthy(total: Tensor) -> bool:
+    """Whether no sum is too large or too small, or not a number, though no maximum has been taken away.
+
+    Nearly always it is so: what a power of two is off does not depend on its size.
+    """
+    least, most = torch.aminmax(total)
+    return _LEAST_SUM < least.item() <= most.item() < 1 / _LEAST_SUM
 
 
 def empty_kept(q: Tensor, prediction: Sequence[float], is_training: bool) -> Tensor:
@@ -135,7 +152,7 @@ def empty_kept(q: Tensor, prediction: Sequence[float], is_training: bool) -> Ten
 
 def kept_parts(kept: Tensor, q: Tensor, plan: Plan, source: Source) -> tuple[list[Tensor], list[Tensor]]:
     """Of every piece: log2 of its sums, [m, n, queries, 1], or the memory of its logits; the other list is empty."""
-    if worth_keeping(q):
+    if plan.keeps_weights:
         return [], list(kept[:-2].split([form.size for form in source.forms]))
     return plan.of_queries(kept[:-2].view(*q.shape[:3], 1)), []
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from locatvit.ops.attention.pieces.backward import backward, empty_gradients, rounded
 from locatvit.ops.attention.pieces.forward import empty_kept, forward
 from locatvit.ops.attention.pieces.plan import compute_dtype
-from locatvit.ops.attention.request import empty_like_tokens
+from locatvit.ops.layout import empty_like_tokens
 from locatvit.ops.prediction import PredictedGaussian
 
 # Registered so that torch.compile sees one node, with shapes but no values. The kernels are called through the

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +16,18 @@ from locatvit.ops.attention.pieces.scratch import room, views
 # Bytes of the logits of a piece, of which the backward pass has two rooms: measured on 2 cores with 1 MiB of L2 cache
 # each and 32 MiB of L3 between them; with 512 KiB of L2 half and twice as many are slower, too.
 _PIECE_BYTES = 5 << 20
+# Logits of one head of one image that are a piece by themselves: of that size, products of several matrices are slower
+# than as many products of one.
+_SINGLE_BYTES = 1 << 20
 # The least queries of one head that are worth a matrix product.
 _QUERY_BLOCK = 64
+# Numbers of which a line of a single product's logits has a multiple: its stores are up to a quarter slower where they
+# cross what a vector register holds. Products of several matrices want them without gaps.
+_ALIGNED = 8
 
 
 class Piece(NamedTuple):
-    """Heads and images, and all or some of their queries; [m, n, queries, ...] of each tensor.
+    """Heads and images, and all or some of their queries and keys; [m, n, queries, ...] of each tensor.
 
     The n matrices of one product are images of one head, or heads of one image, so that they have one stride between
     them, as the batched products need it: queries and values are read where the host's projection wrote them. What is
@@ -30,24 +37,39 @@ class Piece(NamedTuple):
         outer: m heads; or images, where ``inner`` are heads.
         inner: n images, or heads.
         queries: of all tokens.
+        keys: of all tokens, whole rows of the grid; the prefix with the first of them.
+        rows: those rows.
     """
 
     outer: slice
     inner: slice
     queries: slice
+    keys: slice
+    rows: slice
+
+    @property
+    def is_first_of_queries(self) -> bool:
+        """Of these heads and images, what belongs to a key is a sum over pieces that starts here."""
+        return self.queries.start == 0
+
+    @property
+    def is_first_of_keys(self) -> bool:
+        """Of these queries, what belongs to a query is a sum over pieces that starts here."""
+        return self.rows.start == 0
 
 
 class Form(NamedTuple):
     """What the memory of a piece's logits depends on.
 
     Attributes:
-        shape: (m, n, queries, L).
+        shape: (m, n, queries, keys).
         further: keys after those of the tokens.
         by_query: whether neighbours in memory are queries and not keys.
-        grid_size: (h, w) of the keys that are patches.
+        grid_size: rows and columns of the keys that are patches.
         num_prefix_queries: how many of the queries are prefix tokens.
         num_prefix_tokens: how many of the keys are.
         dtype: of the logits.
+        aligned: whether every line of the memory starts at a multiple of 32 bytes.
     """
 
     shape: tuple[int, int, int, int]
@@ -57,95 +79,113 @@ class Form(NamedTuple):
     num_prefix_queries: int
     num_prefix_tokens: int
     dtype: torch.dtype
+    aligned: bool
+
+    @property
+    def lines(self) -> tuple[int, int]:
+        """How many lines of neighbours in memory a product has, and numbers in one."""
+        _, _, queries, keys = self.shape
+        all_keys = keys + self.further
+        return (all_keys, queries) if self.by_query else (queries, all_keys)
+
+    @property
+    def pitch(self) -> int:
+        """Numbers from the start of one line to that of the next."""
+        length = self.lines[1]
+        return -(-length // _ALIGNED) * _ALIGNED if self.aligned else length
 
     @property
     def size(self) -> int:
         """Numbers in the memory."""
-        m, n, queries, keys = self.shape
-        return m * n * queries * (keys + self.further)
+        return math.prod(self.shape[:2]) * self.lines[0] * self.pitch
 
 
 class Plan:
     """The pieces of one call, and any tensor of the call cut into them: one part a piece, in their order.
 
-    Cut whole, by few calls: a call costs as much as the arithmetic on a small part.
+    Cut whole, by few calls: a call costs as much as the arithmetic on a small part. The pieces with the same queries
+    follow one another.
 
     Args:
         shape: B, H, L.
         dtype: of the logits.
+        grid_size: (h, w) of the patches.
         num_prefix_tokens: P.
         budget: bytes of logits that are alive at a time.
         threads: of torch.
         query_block: the least queries of one head that are worth a matrix product.
+        keeps_weights: whether the backward pass may find the weights kept, which have no gaps then.
+        may_cut_keys: whether a piece may have some of its queries' keys, so that what belongs to a query is a sum over
+            pieces.
     """
 
     def __init__(
         self,
         shape: tuple[int, int, int],
         dtype: torch.dtype,
+        grid_size: GridSize,
         num_prefix_tokens: int,
         budget: int,
         threads: int,
         query_block: int,
+        keeps_weights: bool,
+        may_cut_keys: bool,
     ) -> None:
         batch, num_heads, self._num_tokens = shape
-        self._num_prefix_tokens, self._dtype = num_prefix_tokens, dtype
-        row_bytes = dtype.itemsize * self._num_tokens
-        pairs = max(1, budget // (row_bytes * self._num_tokens))
-        block = self._num_tokens
-        if row_bytes * self._num_tokens > budget:
-            block = max(query_block, budget // row_bytes // query_block * query_block)
-        # a product of many matrices gives whole ones to threads, a product of one is shared out inside
-        if pairs > threads:
-            pairs -= pairs % threads
+        self._num_prefix_tokens, self._dtype, self._grid_size = num_prefix_tokens, dtype, grid_size
+        self.keeps_weights = keeps_weights
+        pairs = _num_matrices(self._num_tokens, dtype, budget, threads)
         self._by_head = (batch % threads == 0, batch) > (num_heads % threads == 0, num_heads)
         outer, inner = (num_heads, batch) if self._by_head else (batch, num_heads)
         self._sizes = max(1, min(outer, pairs // max(1, inner))), max(1, min(pairs, inner))
-        self._blocks = list(_parts(self._num_tokens, block))
+        self._query_parts, self._row_parts = self._cut_one(budget, query_block, may_cut_keys and not keeps_weights)
+        self._is_cut = len(self._query_parts) > 1 or len(self._row_parts) > 1
         self.pieces = [
-            Piece(outer_part, inner_part, queries)
+            Piece(outer_part, inner_part, queries, self._keys_of(rows), rows)
             for outer_part in _parts(outer, self._sizes[0])
             for inner_part in _parts(inner, self._sizes[1])
-            for queries in self._blocks
+            for queries in self._query_parts
+            for rows in self._row_parts
         ]
         self.patches = [self._patches_of(piece.queries) for piece in self.pieces]
         """Of every piece, which of all patches are queries."""
-        self._forms: dict[tuple[int, bool, GridSize], list[Form]] = {}
+        self._forms: dict[tuple[int, bool], list[Form]] = {}
 
     def of_keys(self, tensor: Tensor) -> list[Tensor]:
-        """[B, H, ...] as [m, n, ...], with all tokens."""
-        groups = self._groups(tensor)
-        return groups if len(self._blocks) == 1 else [group for group in groups for _ in self._blocks]
+        """[B, H, L, ...] as [m, n, keys, ...]."""
+        return self._parts_of(tensor, lambda group, queries, rows: group[:, :, self._keys_of(rows)])
 
     def of_queries(self, tensor: Tensor) -> list[Tensor]:
         """[B, H, L, ...] as [m, n, queries, ...]."""
-        groups = self._groups(tensor)
-        return groups if len(self._blocks) == 1 else [group[:, :, part] for group in groups for part in self._blocks]
+        return self._parts_of(tensor, lambda group, queries, rows: group[:, :, queries])
 
-    def of_factor(self, factor: Tensor) -> list[Tensor]:
+    def of_row_factor(self, factor: Tensor) -> list[Tensor]:
+        """[B, H, N, h, ...] as [m, n, patches among the queries, rows, ...]."""
+        return self._parts_of(factor, lambda group, queries, rows: group[:, :, self._patches_of(queries), rows])
+
+    def of_column_factor(self, factor: Tensor) -> list[Tensor]:
         """[B, H, N, ...] as [m, n, patches among the queries, ...]."""
-        groups = self._groups(factor)
-        if len(self._blocks) == 1:
-            return groups
-        return [group[:, :, self._patches_of(block)] for group in groups for block in self._blocks]
+        return self._parts_of(factor, lambda group, queries, rows: group[:, :, self._patches_of(queries)])
 
-    def forms(self, further: int, by_query: bool, grid_size: GridSize) -> list[Form]:
+    def forms(self, further: int, by_query: bool) -> list[Form]:
         """Of every piece's logits; see ``Form``."""
-        key = further, by_query, grid_size
+        key = further, by_query
         if key not in self._forms:
-            self._forms[key] = self._make_forms(*key)
+            self._forms[key] = [self._form_of(piece, *key) for piece in self.pieces]
         return self._forms[key]
 
-    def _make_forms(self, further: int, by_query: bool, grid_size: GridSize) -> list[Form]:
-        forms = []
-        for outer, inner, queries in self.pieces:
-            shape = *(part.stop - part.start for part in (outer, inner, queries)), self._num_tokens
-            prefix = max(min(self._num_prefix_tokens, queries.stop) - queries.start, 0)
-            forms.append(Form(shape, further, by_query, grid_size, prefix, self._num_prefix_tokens, self._dtype))
-        return forms
+    def _form_of(self, piece: Piece, further: int, by_query: bool) -> Form:
+        m, n, queries, keys, rows = (part.stop - part.start for part in piece)
+        prefix = self._num_prefix_tokens
+        return Form(
+            (m, n, queries, keys), further, by_query, (rows, self._grid_size[1]),
+            num_prefix_queries=max(min(prefix, piece.queries.stop) - piece.queries.start, 0),
+            num_prefix_tokens=prefix if piece.rows.start == 0 else 0,
+            dtype=self._dtype, aligned=n == 1 and not self.keeps_weights,
+        )  # fmt: skip
 
     def with_bias(self, piece: Piece, logits: Tensor, attn_bias: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits [m, n, queries, L] of a piece, and the bias that is theirs and broadcasts to them.
+        """Logits [m, n, queries, keys] of a piece, and the bias that is theirs and broadcasts to them.
 
         In as many parts as it takes: a bias of fewer images comes again and again.
         """
@@ -154,6 +194,7 @@ class Plan:
         heads, images = piece[heads_dim], piece[images_dim]
         own = own.narrow(heads_dim, heads.start, heads.stop - heads.start) if own.shape[heads_dim] > 1 else own
         own = own[:, :, piece.queries] if own.shape[2] > 1 else own
+        own = own[..., piece.keys] if own.shape[3] > 1 else own
         period, start = own.shape[images_dim], images.start
         if period == 1:
             yield logits, own
@@ -165,6 +206,30 @@ class Plan:
             yield part, own.narrow(images_dim, place, count)
             start += count
 
+    def _cut_one(self, budget: int, query_block: int, may_cut_keys: bool) -> tuple[list[slice], list[slice]]:
+        """Queries, and rows of keys, of the pieces of one head: nearly squares, for long lines make slow products."""
+        num_tokens, (height, width) = self._num_tokens, self._grid_size
+        row_bytes = self._dtype.itemsize * num_tokens
+        whole = [slice(0, num_tokens)], [slice(0, height)]
+        if row_bytes * num_tokens <= budget:
+            return whole
+        if not may_cut_keys:
+            block = max(query_block, budget // row_bytes // query_block * query_block)
+            return list(_parts(num_tokens, block)), whole[1]
+        side = math.isqrt(budget // self._dtype.itemsize)
+        return _even_parts(num_tokens, max(side, query_block)), _even_parts(height, max(side // width, 1))
+
+    def _parts_of(self, tensor: Tensor, part_of: Callable[[Tensor, slice, slice], Tensor]) -> list[Tensor]:
+        groups = self._groups(tensor)
+        if not self._is_cut:
+            return groups
+        return [
+            part_of(group, queries, rows)
+            for group in groups
+            for queries in self._query_parts
+            for rows in self._row_parts
+        ]
+
     def _groups(self, tensor: Tensor) -> list[Tensor]:
         whole = tensor.transpose(0, 1) if self._by_head else tensor
         if len(self.pieces) <= 1:
@@ -175,19 +240,52 @@ class Plan:
         prefix = self._num_prefix_tokens
         return slice(max(queries.start - prefix, 0), max(queries.stop - prefix, 0))
 
+    def _keys_of(self, rows: slice) -> slice:
+        prefix, width = self._num_prefix_tokens, self._grid_size[1]
+        return slice(prefix + rows.start * width if rows.start else 0, prefix + rows.stop * width)
+
+
+def _num_matrices(num_tokens: int, dtype: torch.dtype, budget: int, threads: int) -> int:
+    """Heads of images, of all of their tokens, whose logits are a piece."""
+    matrix_bytes = dtype.itemsize * num_tokens**2
+    if matrix_bytes >= _SINGLE_BYTES:
+        return 1
+    count = max(1, budget // matrix_bytes)
+    # a product of many matrices gives whole ones to threads, a product of one is shared out inside
+    return count - count % threads if count > threads else count
+
 
 @functools.lru_cache(maxsize=64)
 def _plan(*arguments: Any) -> Plan:
     return Plan(*arguments)
 
 
-def plan_of(q: Tensor, num_prefix_tokens: int, threads: int) -> Plan:
+def plan_of(
+    q: Tensor, grid_size: Sequence[int], num_prefix_tokens: int, threads: int, *, may_cut_keys: bool = False
+) -> Plan:
     """The plan of a call, kept for the next one of its form."""
-    return _plan(tuple(q.shape[:3]), compute_dtype(q), num_prefix_tokens, _PIECE_BYTES, threads, _QUERY_BLOCK)
+    return _plan(
+        tuple(q.shape[:3]), compute_dtype(q), tuple(grid_size), num_prefix_tokens, _PIECE_BYTES, threads, _QUERY_BLOCK,
+        worth_keeping(q), may_cut_keys,
+    )  # fmt: skip
+
+
+def worth_keeping(q: Tensor) -> bool:
+    """Whether the weights take no more memory than q, k, v and the output, so that all stays linear in L.
+
+    To make them again adds a product and an exponential to the four products of the backward pass.
+    """
+    num_tokens, head_dim = q.shape[2:]
+    return num_tokens * compute_dtype(q).itemsize <= 4 * head_dim * q.element_size()
+
+
+def worth_predicting(q: Tensor) -> bool:
+    """Whether a prediction on the way is cheaper than one before: it saves a reading of q, and costs calls a piece."""
+    return compute_dtype(q).itemsize * q.shape[2] ** 2 < _SINGLE_BYTES
 
 
 class Logits:
-    """The logits of a piece, [m, n, queries, L], and those of further keys, in one memory; and its views in use.
+    """The logits of a piece, [m, n, queries, keys], and those of further keys, in one memory; and its views in use.
 
     Args:
         form: what it looks like.
@@ -195,14 +293,14 @@ class Logits:
     """
 
     def __init__(self, form: Form, memory: Tensor) -> None:
-        m, n, queries, keys = form.shape
-        all_keys = keys + form.further
+        m, n, _, keys = form.shape
+        num_lines, length = form.lines
         self.form, self.keys_dim = form, -2 if form.by_query else -1
-        in_memory = memory.view((m, n, all_keys, queries) if form.by_query else (m, n, queries, all_keys))
+        in_memory = memory.view(m, n, num_lines, form.pitch)[..., :length]
         self.parts = in_memory.unbind(0)
-        """All of it, as it lies in memory, product by product: [n, queries, L + further], or keys first."""
+        """All of it, as it lies in memory, product by product: [n, queries, keys + further], or keys first."""
         self.all_keys = in_memory.mT if form.by_query else in_memory
-        """[m, n, queries, L + further]."""
+        """[m, n, queries, keys + further]."""
         self.in_memory = in_memory.narrow(self.keys_dim, 0, keys)
         """That of the tokens' keys, as it lies in memory."""
         self.whole = self.in_memory.mT if form.by_query else self.in_memory
@@ -237,3 +335,8 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 def _parts(length: int, size: int) -> Iterator[slice]:
     for start in range(0, length, size):
         yield slice(start, min(length, start + size))
+
+
+def _even_parts(length: int, most: int) -> list[slice]:
+    """As few parts as hold at most so many each, alike in size."""
+    return list(_parts(length, -(-length // -(-length // most))))

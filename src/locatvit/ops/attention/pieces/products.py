@@ -30,28 +30,25 @@ def cut(plan: Plan, source: Source, q: Tensor, k: Tensor, v: Tensor, *, extend_v
     """
     of_tokens = plan.of_queries(q), plan.of_keys(k), plan.of_keys(v)
     further_keys, further_values = source.further_keys, source.further_values if extend_values else None
-    for piece, q_part, k_part, v_part in zip(plan.pieces, *of_tokens, strict=True):
-        is_new = piece.queries.start == 0  # else the keys of the piece before are there
-        k_part = _extended("keys", k_part, further_keys, is_new)
-        v_part = _extended("values", v_part, further_values, is_new)
+    for q_part, k_part, v_part in zip(*of_tokens, strict=True):
+        k_part = _extended("keys", k_part, further_keys)
+        v_part = _extended("values", v_part, further_values)
         yield Parts(precise(q_part), k_part, v_part)
 
 
-def _extended(name: str, tokens: Tensor, further: Tensor | None, is_new: bool) -> Tensor:
+def _extended(name: str, tokens: Tensor, further: Tensor | None) -> Tensor:
     """The tokens, or [m, n, L + further, K]: a copy, which products read faster than the host's memory, and more.
 
     Args:
         further: [further, K], or None where there are none.
-        is_new: whether tokens or what is further have changed.
     """
     if further is None:
         return precise(tokens)
     m, n, num_tokens, width = tokens.shape
     shape = (m, n, num_tokens + len(further), width)
     whole, first, rest = views((name, shape, further.dtype), lambda: _split_room(name, shape, further))
-    if is_new:
-        first.copy_(tokens)
-        rest.copy_(further)
+    first.copy_(tokens)
+    rest.copy_(further)
     return whole
 
 
@@ -65,12 +62,16 @@ def precise(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def product(a: Tensor, b: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """alpha a b, [m, n, rows, K] from [m, n, rows, L] and [m, n, L, K]; the next one takes its memory."""
+def product(a: Tensor, b: Tensor, *, alpha: float = 1.0, add: bool = False) -> Tensor:
+    """alpha a b, [m, n, rows, K] from [m, n, rows, L] and [m, n, L, K]; the next one takes its memory.
+
+    Args:
+        add: to the last one.
+    """
     shape = (*a.shape[:-1], b.shape[-1])
     whole, parts = views(("product", shape, a.dtype), lambda: _room_of(shape, a.dtype))
     for out, one, other in zip(parts, a.unbind(0), b.unbind(0), strict=True):
-        torch.baddbmm(out, one, other, beta=0, alpha=alpha, out=out)
+        torch.baddbmm(out, one, other, beta=int(add), alpha=alpha, out=out)
     return whole
 
 

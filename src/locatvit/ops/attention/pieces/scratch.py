@@ -46,9 +46,3 @@ def views(key: Hashable, make: Callable[[], _Views]) -> _Views:
             _scratch.views.clear()
         _scratch.views[key] = found
     return found
-
-
-def forget() -> None:
-    """Give the memory of this thread back."""
-    _scratch.rooms.clear()
-    _scratch.views.clear()

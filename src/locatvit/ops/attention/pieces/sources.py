@@ -31,9 +31,9 @@ class GivenFactors:
     further_keys = further_values = None
 
     def __init__(self, plan: Plan, row: Tensor, column: Tensor, by_query: bool, grads: Sequence[Tensor] = ()) -> None:
-        self.forms = plan.forms(self.num_keys, by_query, (row.shape[-1], column.shape[-1]))
-        self._factors = list(zip(plan.of_factor(row[..., :, None]), plan.of_factor(column[..., None, :]), strict=True))
-        self._grads = list(zip(*map(plan.of_factor, grads), strict=True)) if grads and grads[0].numel() else []
+        self.forms = plan.forms(self.num_keys, by_query)
+        self._factors = _of_pieces(plan, row[..., :, None], column[..., None, :])
+        self._grads = _of_pieces(plan, *grads) if grads and grads[0].numel() else []
 
     def of_piece(self, index: int, logits: Logits) -> tuple[Tensor, Tensor]:
         """[m, n, patches, h, 1] and [m, n, patches, 1, w]."""
@@ -50,8 +50,14 @@ class GivenFactors:
         """There is no weight."""
 
 
+def _of_pieces(plan: Plan, row: Tensor, column: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(plan.of_row_factor(row), plan.of_column_factor(column), strict=True))
+
+
 class PredictedFactors:
     """Factors that are predicted from the queries: GAug's three outputs are the products with three more keys.
+
+    Pieces have all keys of their queries.
 
     The attention's own product of queries and keys computes them nearly for nothing, and so do its backward products
     with the gradients of the queries and of GAug's weights. A layer of three outputs by itself reads all queries
@@ -79,7 +85,7 @@ class PredictedFactors:
         scale: float,
         grads: Sequence[Tensor] = (),
     ) -> None:
-        self.forms, self._patches = plan.forms(self.num_keys, is_narrow(grid_size), grid_size), plan.patches
+        self.forms, self._patches = plan.forms(self.num_keys, is_narrow(grid_size)), plan.patches
         self.further_keys = weight
         self._prediction, self._clamp, self._scale = prediction, distance_clamp, scale
         shift, self._floor = _constants(prediction, weight.dtype)

@@ -1,0 +1,141 @@
+"""Attention on a CPU cut into pieces of some queries and some keys, against the formulas in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import formulas
+from locatvit.ops import gaug_attention
+from locatvit.ops.attention.pieces import plan, scratch
+
+# more tokens than 4 * 13, so that weights are not kept for the backward pass
+GRIDS = pytest.mark.parametrize(
+    ("grid_size", "prefix"), [((7, 9), 0), ((9, 7), 1), ((5, 13), 5), ((1, 61), 1), ((67, 1), 1), ((3, 23), 1)]
+)
+HALF = torch.bfloat16
+
+
+@pytest.fixture(params=["one head each", "cut"], autouse=True)
+def _small(request, monkeypatch):
+    """One head of one image a piece; and of it some queries, and some rows of keys, the last ones fewer."""
+    monkeypatch.setattr(plan, "_SINGLE_BYTES", 1)
+    if request.param == "cut":
+        monkeypatch.setattr(plan, "_PIECE_BYTES", 10_000)
+        monkeypatch.setattr(plan, "_QUERY_BLOCK", 8)
+
+
+def make_inputs(grid_size, prefix, dtype=torch.float64, patches_innermost=False) -> list[Tensor]:
+    tokens = grid_size[0] * grid_size[1] + prefix
+    q, k, v = torch.randn(2, tokens, 3, 3, 13, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
+    factors = [3 * torch.rand(2, 3, tokens - prefix, side, dtype=dtype) for side in grid_size]
+    if patches_innermost:
+        factors = [factor.mT.contiguous().mT for factor in factors]
+    return [x.detach().requires_grad_() for x in (q, k, v, *factors)]
+
+
+def expected(q, k, v, row, column, prefix, attn_bias=0.0) -> Tensor:
+    dense = (row[..., :, None] * column[..., None, :]).flatten(-2)
+    return formulas.attention(q, k, v, formulas.padded(dense, prefix) + attn_bias)
+
+
+def compare(out: Tensor, truth: Tensor, inputs: list[Tensor]) -> None:
+    torch.testing.assert_close(out, truth, rtol=1e-11, atol=1e-12)
+    cotangent, wanted = torch.randn_like(out), [x for x in inputs if x.requires_grad]
+    gradients = [torch.autograd.grad(x, wanted, cotangent) for x in (out, truth)]
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@GRIDS
+@pytest.mark.parametrize("patches_innermost", [False, True])
+def test_forward_and_gradients(grid_size, prefix, patches_innermost):
+    inputs = make_inputs(grid_size, prefix, patches_innermost=patches_innermost)
+    compare(gaug_attention(*inputs, num_prefix_tokens=prefix), expected(*inputs, prefix), inputs)
+
+
+@GRIDS
+@pytest.mark.parametrize("shape", ["LL", "1L", "L1"])
+def test_a_further_bias(grid_size, prefix, shape):
+    inputs = make_inputs(grid_size, prefix)
+    sides = [inputs[0].shape[2] if letter == "L" else 1 for letter in shape]
+    attn_bias = torch.randn(2, 1, *sides, dtype=torch.float64, requires_grad=True)
+    out = gaug_attention(*inputs, num_prefix_tokens=prefix, attn_bias=attn_bias)
+    compare(out, expected(*inputs, prefix, attn_bias), [*inputs, attn_bias])
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (4,), (0, 2, 4)], ids=str)
+def test_only_the_gradients_that_are_needed(wanted):
+    inputs = [x.detach().requires_grad_(index in wanted) for index, x in enumerate(make_inputs((7, 9), 1))]
+    compare(gaug_attention(*inputs, num_prefix_tokens=1), expected(*inputs, 1), inputs)
+
+
+@GRIDS
+def test_logits_whose_powers_leave_float64(grid_size, prefix):
+    """The maximum of all keys is taken away then; it lies among the last ones, which come last."""
+    inputs = make_inputs(grid_size, prefix)
+    with torch.no_grad():
+        inputs[1][1, :, -3:] *= 1000
+    truth = expected(*inputs, prefix)
+    assert truth.isfinite().all()
+    compare(gaug_attention(*inputs, num_prefix_tokens=prefix), truth, inputs)
+
+
+def test_keys_that_are_excluded_piece_by_piece():
+    """Queries without a key among the first ones, and one without any, which gets zero."""
+    inputs = make_inputs((7, 9), 1)
+    allowed = torch.ones(64, 64, dtype=torch.bool).triu()
+    mask = torch.zeros(64, 64, dtype=torch.float64).masked_fill(~allowed, float("-inf"))
+    compare(gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=mask), expected(*inputs, 1, mask), inputs)
+    free = gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=mask).detach()
+    mask[11] = float("-inf")
+    out = gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=mask)
+    free[:, :, 11] = 0
+    torch.testing.assert_close(out, free)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(out.square().sum(), inputs))
+
+
+@GRIDS
+def test_half_precision(grid_size, prefix):
+    """Computed in float32, gradients too: values that are alike leave little of a rounded output."""
+    inputs = [x.detach() for x in make_inputs(grid_size, prefix, torch.float32)]
+    inputs[2] = inputs[2] + 16 * torch.randn(13)
+    half = [x.to(HALF).requires_grad_() for x in inputs[:3]] + [x.requires_grad_() for x in inputs[3:]]
+    exact = [x.detach().double().requires_grad_() for x in half]
+    out, truth = gaug_attention(*half, num_prefix_tokens=prefix), expected(*exact, prefix)
+    assert out.dtype == HALF
+    assert (out - truth).abs().max() <= 2**-8 * truth.abs().max()  # one rounding
+    cotangent = torch.randn(out.shape).to(HALF)
+    grads = torch.autograd.grad(out, half, cotangent), torch.autograd.grad(truth, exact, cotangent.double())
+    for got, want in zip(*grads, strict=True):
+        bound = 2**-8 if got.dtype == HALF else 1e-3
+        assert (got.double() - want).norm() <= bound * want.norm()
+
+
+@GRIDS
+def test_memory_that_is_not_overwritten_would_show(grid_size, prefix):
+    inputs = make_inputs(grid_size, prefix, torch.float32)
+
+    def gradients() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(gaug_attention(*inputs, num_prefix_tokens=prefix).square().sum(), inputs)
+
+    first = gradients()
+    for room in scratch._scratch.rooms.values():
+        room.fill_(float("nan"))
+    for one, other in zip(first, gradients(), strict=True):
+        assert one.equal(other)
+
+
+def test_the_pieces_of_a_long_image_are_nearly_squares(monkeypatch):
+    """At 1024 px: the products of long lines of logits are slow."""
+    monkeypatch.undo()
+    q = torch.empty(1, 3, 4097, 64, device="meta")
+    made = plan.plan_of(q, (64, 64), 1, 2, may_cut_keys=True)
+    lengths = {(piece.queries.stop - piece.queries.start, piece.keys.stop - piece.keys.start) for piece in made.pieces}
+    assert len(made.pieces) == 3 * 4 * 4
+    assert lengths == {(queries, keys) for queries in (1025, 1022) for keys in (1024, 1025)}
+    covered = torch.zeros(1, 3, 4097, 4097, dtype=torch.int8)
+    for piece in made.pieces:  # images outside, as there are fewer of them
+        covered[piece.outer, piece.inner, piece.queries, piece.keys] += 1
+    assert (covered == 1).all()
