@@ -12,7 +12,7 @@ from locatvit.ops.attention.pieces import plan, scratch
 
 # more tokens than 4 * 13, so that weights are not kept for the backward pass
 GRIDS = pytest.mark.parametrize(
-    ("grid_size", "prefix"), [((7, 9), 0), ((9, 7), 1), ((5, 13), 5), ((1, 61), 1), ((67, 1), 1), ((3, 23), 1)]
+    ("grid_size", "prefix"), [((7, 9), 0), ((9, 7), 1), ((5, 13), 5), ((1, 61), 1), ((67, 1), 1), ((3, 23), 16)]
 )
 HALF = torch.bfloat16
 
@@ -26,10 +26,10 @@ def _small(request, monkeypatch):
         monkeypatch.setattr(plan, "_QUERY_BLOCK", 8)
 
 
-def make_inputs(grid_size, prefix, dtype=torch.float64, patches_innermost=False) -> list[Tensor]:
+def make_inputs(grid_size, prefix, dtype=torch.float64, patches_innermost=False, batch=2) -> list[Tensor]:
     tokens = grid_size[0] * grid_size[1] + prefix
-    q, k, v = torch.randn(2, tokens, 3, 3, 13, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
-    factors = [3 * torch.rand(2, 3, tokens - prefix, side, dtype=dtype) for side in grid_size]
+    q, k, v = torch.randn(batch, tokens, 3, 3, 13, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
+    factors = [3 * torch.rand(batch, 3, tokens - prefix, side, dtype=dtype) for side in grid_size]
     if patches_innermost:
         factors = [factor.mT.contiguous().mT for factor in factors]
     return [x.detach().requires_grad_() for x in (q, k, v, *factors)]
@@ -63,6 +63,13 @@ def test_a_further_bias(grid_size, prefix, shape):
     attn_bias = torch.randn(2, 1, *sides, dtype=torch.float64, requires_grad=True)
     out = gaug_attention(*inputs, num_prefix_tokens=prefix, attn_bias=attn_bias)
     compare(out, expected(*inputs, prefix, attn_bias), [*inputs, attn_bias])
+
+
+def test_a_further_bias_of_every_second_image():
+    inputs = make_inputs((7, 9), 1, batch=4)
+    attn_bias = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+    out = gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=attn_bias)
+    compare(out, expected(*inputs, 1, torch.cat([attn_bias] * 2)), [*inputs, attn_bias])
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (4,), (0, 2, 4)], ids=str)
@@ -113,6 +120,20 @@ def test_half_precision(grid_size, prefix):
         assert (got.double() - want).norm() <= bound * want.norm()
 
 
+def test_gradients_of_factors_in_half_precision():
+    """Those of the columns are sums over the pieces, rounded once."""
+    exact = make_inputs((7, 9), 1)
+    half = [x.detach().float() for x in exact[:3]] + [x.detach().to(HALF) for x in exact[3:]]
+    half = [x.requires_grad_() for x in half]
+    exact = [x.detach().double().requires_grad_() for x in half]
+    cotangent = torch.randn_like(exact[0])
+    got = torch.autograd.grad(gaug_attention(*half, num_prefix_tokens=1), half[3:], cotangent.float())
+    want = torch.autograd.grad(expected(*exact, 1), exact[3:], cotangent)
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == HALF
+        assert ((one - other).abs() <= 2**-8 * other.abs() + 1e-5 * other.abs().max()).all()
+
+
 @GRIDS
 def test_memory_that_is_not_overwritten_would_show(grid_size, prefix):
     inputs = make_inputs(grid_size, prefix, torch.float32)
@@ -125,17 +146,3 @@ def test_memory_that_is_not_overwritten_would_show(grid_size, prefix):
         room.fill_(float("nan"))
     for one, other in zip(first, gradients(), strict=True):
         assert one.equal(other)
-
-
-def test_the_pieces_of_a_long_image_are_nearly_squares(monkeypatch):
-    """At 1024 px: the products of long lines of logits are slow."""
-    monkeypatch.undo()
-    q = torch.empty(1, 3, 4097, 64, device="meta")
-    made = plan.plan_of(q, (64, 64), 1, 2, may_cut_keys=True)
-    lengths = {(piece.queries.stop - piece.queries.start, piece.keys.stop - piece.keys.start) for piece in made.pieces}
-    assert len(made.pieces) == 3 * 4 * 4
-    assert lengths == {(queries, keys) for queries in (1025, 1022) for keys in (1024, 1025)}
-    covered = torch.zeros(1, 3, 4097, 4097, dtype=torch.int8)
-    for piece in made.pieces:  # images outside, as there are fewer of them
-        covered[piece.outer, piece.inner, piece.queries, piece.keys] += 1
-    assert (covered == 1).all()

@@ -33,13 +33,13 @@ def backward(
         grads[5].zero_()
     threads, by_query = kept[-2:].tolist()
     # a gradient's part in the softmax is taken from the output, unless that was rounded: from all keys then
-    may_cut_keys = not prediction and out.dtype == compute_dtype(out)
+    may_cut_keys = out.dtype == compute_dtype(out)
     plan = plan_of(q, grid_size, num_prefix_tokens, int(threads), may_cut_keys=may_cut_keys)
     source = source_of(plan, first, second, grid_size, prediction, scale, bool(by_query), grads[3:5])
     of_q, of_k, of_v = _gradient_parts(plan, grads)
     needs_weight = source.num_keys > 0 and (needs[3] or needs[4])
     needs_factors = needs[3] or needs[4] or (needs[0] and source.num_keys > 0)
-    sums, of_pieces = kept_parts(kept, q, plan, source)
+    logs, of_pieces = kept_parts(kept, q, plan, source)
     outs, grads_out = plan.of_queries(out), plan.of_queries(grad_out)
     for index, (form, parts) in enumerate(
         zip(source.forms, cut(plan, source, q, k, v, extend_values=True), strict=True)
@@ -50,52 +50,55 @@ def backward(
         else:
             weights = logits_room("weights", form)
             factors = write_logits(weights, parts, source, plan, index, attn_bias, scale)
-            weights.whole.sub_(sums[index]).exp2_()
+            weights.whole.sub_(logs[index]).exp2_()
         grad_logits, piece = logits_room("grad_logits", form), plan.pieces[index]
         _logits_backward(
             grad_logits, weights, precise(grads_out[index]), outs[index], parts,
-            of_v[index] if of_v else None, add=not piece.is_first_of_queries,
+            of_v[index] if of_v else None, add=not piece.is_first_for_keys,
         )  # fmt: skip
-        if factors is not None and needs_factors:
+        if needs_factors:
+            assert factors is not None
             # what is kept may be needed by another backward pass
-            product = logits_room("weights", form) if plan.keeps_weights else weights
+            spare = logits_room("weights", form) if plan.keeps_weights else weights
             _factors_backward(
-                grad_logits, product, factors, source.gradients(index), add_column=not piece.is_first_of_keys
+                grad_logits, spare, factors, source.gradients(index), add_column=not piece.is_first_for_queries
             )
             source.backward(index, weights, grad_logits)
         _products_backward(
             grad_logits, parts, of_q[index] if of_q else None, of_k[index] if of_k else None,
             source, needs_weight, scale,
-            add_q=not piece.is_first_of_keys, add_k=not piece.is_first_of_queries,
+            add_q=not piece.is_first_for_queries, add_k=not piece.is_first_for_keys,
         )  # fmt: skip
         if needs[5]:
             for part, grad in plan.with_bias(piece, grad_logits.whole, grads[5]):
                 grad += part.sum_to_size(grad.shape)
-    return rounded(grads, q, attn_bias)
+    return rounded(grads, q, first, second, attn_bias)
 
 
 def empty_gradients(
     q: Tensor, first: Tensor, second: Tensor, attn_bias: Tensor | None, needs: list[bool]
 ) -> list[Tensor]:
     tokens = [q.new_empty(q.shape, dtype=compute_dtype(q)) if need else first.new_empty(0) for need in needs[:3]]
-    locality = [torch.empty_like(x) if needs[3] or needs[4] else first.new_empty(0) for x in (first, second)]
-    of_bias = first.new_empty(0)
+    # what is a sum over pieces: in half precision it would lose what the later ones add
+    needs_locality, of_bias = needs[3] or needs[4], first.new_empty(0)
+    locality = [
+        torch.empty_like(x, dtype=compute_dtype(x)) if needs_locality else first.new_empty(0) for x in (first, second)
+    ]
     if needs[5] and attn_bias is not None:
-        # a sum over many pieces: in half precision it would lose what the later ones add
         of_bias = torch.empty_like(attn_bias, dtype=compute_dtype(attn_bias))
     return [*tokens, *locality, of_bias]
 
 
-def rounded(grads: list[Tensor], q: Tensor, attn_bias: Tensor | None) -> list[Tensor]:
+def rounded(grads: list[Tensor], q: Tensor, first: Tensor, second: Tensor, attn_bias: Tensor | None) -> list[Tensor]:
     """In the precision of what they belong to."""
-    of_bias = grads[5] if attn_bias is None else grads[5].to(attn_bias.dtype)
-    return [*(grad.to(q.dtype) for grad in grads[:3]), *grads[3:5], of_bias]
+    owners = (q, q, q, first, second, grads[5] if attn_bias is None else attn_bias)
+    return [grad.to(owner.dtype) for grad, owner in zip(grads, owners, strict=True)]
 
 
 def _gradient_parts(plan: Plan, grads: list[Tensor]) -> list[list[Tensor]]:
     """Those of q, k and v by pieces; an empty list where there is none."""
-    cuts = (plan.of_queries, plan.of_keys, plan.of_keys)
-    return [cut(grad) if grad.numel() else [] for cut, grad in zip(cuts, grads, strict=False)]
+    ways = (plan.of_queries, plan.of_keys, plan.of_keys)
+    return [parts_of(grad) if grad.numel() else [] for parts_of, grad in zip(ways, grads, strict=False)]
 
 
 def _logits_backward(
@@ -122,7 +125,7 @@ def _logits_backward(
 
 def _factors_backward(
     grad_logits: Logits,
-    product: Logits,
+    spare: Logits,
     factors: tuple[Tensor, Tensor],
     grads: tuple[Tensor, Tensor],
     *,
@@ -135,12 +138,12 @@ def _factors_backward(
     """
     row, column = factors
     grad_row, grad_column = grads
-    torch.sum(torch.mul(grad_logits.patches, column, out=product.patches), -1, out=grad_row)
-    torch.mul(grad_logits.patches, row, out=product.patches)
+    torch.sum(torch.mul(grad_logits.patches, column, out=spare.patches), -1, out=grad_row)
+    torch.mul(grad_logits.patches, row, out=spare.patches)
     if add_column:
-        grad_column.add_(product.patches.sum(-2))
+        grad_column.add_(spare.patches.sum(-2))
     else:
-        torch.sum(product.patches, -2, out=grad_column)
+        torch.sum(spare.patches, -2, out=grad_column)
 
 
 def _products_backward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -35,13 +36,16 @@ def forward(
     threads, by_query = torch.get_num_threads(), has_patches_innermost(first)
     if is_training:  # the backward pass must cut as this one, whatever has changed since
         kept[-2:] = torch.tensor((threads, by_query))
-    for takes_maximum in (False, True):
+
+    def attend(first_group: int, *, takes_maximum: bool) -> int | None:
         # a query's maximum is that of all its keys
-        may_cut_keys = not prediction and not takes_maximum
-        plan = plan_of(q, grid_size, num_prefix_tokens, threads, may_cut_keys=may_cut_keys)
+        plan = plan_of(q, grid_size, num_prefix_tokens, threads, may_cut_keys=not takes_maximum)
         source = source_of(plan, first, second, grid_size, prediction, scale, by_query)
-        if _attend(plan, source, q, k, v, attn_bias, scale, out, kept, is_training, takes_maximum):
-            break
+        return _attend(plan, source, q, k, v, attn_bias, scale, out, kept, is_training, takes_maximum, first_group)
+
+    spoilt = attend(0, takes_maximum=False)
+    if spoilt is not None:  # what spoils one group spoils others, too
+        attend(spoilt, takes_maximum=True)
     return out, kept
 
 
@@ -57,22 +61,29 @@ def _attend(
     kept: Tensor,
     is_training: bool,
     takes_maximum: bool,
-) -> bool:
-    """Write the output, and what is kept of it; or say that the maximum has to be taken away."""
+    first_group: int,
+) -> int | None:
+    """Write the output, and what is kept of it, of the pieces of a group of heads and images and of those after it.
+
+    Returns:
+        The group where the maximum has to be taken away, or None when all is done.
+    """
     logs, of_pieces = kept_parts(kept, q, plan, source) if is_training else ([], [])
     total: Tensor
     pieces = zip(plan.pieces, source.forms, cut(plan, source, q, k, v), plan.of_queries(out), strict=True)
-    for index, (piece, form, parts, part_of_out) in enumerate(pieces):
+    first = first_group * plan.pieces_of_one
+    for index, (piece, form, parts, part_of_out) in itertools.islice(enumerate(pieces), first, None):
         weights = Logits(form, of_pieces[index]) if of_pieces else logits_room("weights", form)
         write_logits(weights, parts, source, plan, index, attn_bias, scale)
         maximum = _subtract_maximum(weights, may_exclude_all=attn_bias is not None) if takes_maximum else None
         sums = _exponentiate(weights)
-        total = sums if piece.is_first_of_keys else total.add_(sums)
-        values = product(weights.whole, parts.v, add=not piece.is_first_of_keys)
-        if piece.keys.stop < q.shape[2]:
+        total = sums if piece.is_first_for_queries else total.add_(sums)
+        is_last = piece.keys.stop == q.shape[2]
+        if is_last and maximum is None and not _is_trustworthy(total):
+            return index // plan.pieces_of_one
+        values = product(weights.whole, parts.v, add=not piece.is_first_for_queries)
+        if not is_last:
             continue
-        if maximum is None and not _is_trustworthy(total):
-            return False
         if maximum is not None and attn_bias is not None:
             total.clamp_(min=torch.finfo(total.dtype).tiny)  # a query without a key gets zero
         # fewer numbers to divide than there are weights; in every mode, so that all give the same bits
@@ -81,7 +92,7 @@ def _attend(
             weights.whole.div_(total)
         elif logs:
             logs[index].copy_(total.log2_() if maximum is None else total.log2_().add_(maximum))
-    return True
+    return None
 
 
 def write_logits(

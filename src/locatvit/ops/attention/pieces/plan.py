@@ -48,13 +48,13 @@ class Piece(NamedTuple):
     rows: slice
 
     @property
-    def is_first_of_queries(self) -> bool:
-        """Of these heads and images, what belongs to a key is a sum over pieces that starts here."""
+    def is_first_for_keys(self) -> bool:
+        """Whether the sums over queries, which belong to these keys, begin here."""
         return self.queries.start == 0
 
     @property
-    def is_first_of_keys(self) -> bool:
-        """Of these queries, what belongs to a query is a sum over pieces that starts here."""
+    def is_first_for_queries(self) -> bool:
+        """Whether the sums over keys, which belong to these queries, begin here."""
         return self.rows.start == 0
 
 
@@ -112,6 +112,7 @@ class Plan:
         grid_size: (h, w) of the patches.
         num_prefix_tokens: P.
         budget: bytes of logits that are alive at a time.
+        single: bytes of the logits of a head that is a piece by itself.
         threads: of torch.
         query_block: the least queries of one head that are worth a matrix product.
         keeps_weights: whether the backward pass may find the weights kept, which have no gaps then.
@@ -126,6 +127,7 @@ class Plan:
         grid_size: GridSize,
         num_prefix_tokens: int,
         budget: int,
+        single: int,
         threads: int,
         query_block: int,
         keeps_weights: bool,
@@ -134,38 +136,37 @@ class Plan:
         batch, num_heads, self._num_tokens = shape
         self._num_prefix_tokens, self._dtype, self._grid_size = num_prefix_tokens, dtype, grid_size
         self.keeps_weights = keeps_weights
-        pairs = _num_matrices(self._num_tokens, dtype, budget, threads)
+        pairs = 1 if dtype.itemsize * self._num_tokens**2 >= single else self._num_pairs(budget, threads)
         self._by_head = (batch % threads == 0, batch) > (num_heads % threads == 0, num_heads)
         outer, inner = (num_heads, batch) if self._by_head else (batch, num_heads)
         self._sizes = max(1, min(outer, pairs // max(1, inner))), max(1, min(pairs, inner))
-        self._query_parts, self._row_parts = self._cut_one(budget, query_block, may_cut_keys and not keeps_weights)
-        self._is_cut = len(self._query_parts) > 1 or len(self._row_parts) > 1
+        query_parts, row_parts = self._cut_one(budget, query_block, may_cut_keys and not keeps_weights)
+        self.pieces_of_one = len(query_parts) * len(row_parts)
+        """Pieces that the same heads and images are cut into."""
         self.pieces = [
             Piece(outer_part, inner_part, queries, self._keys_of(rows), rows)
             for outer_part in _parts(outer, self._sizes[0])
             for inner_part in _parts(inner, self._sizes[1])
-            for queries in self._query_parts
-            for rows in self._row_parts
+            for queries in query_parts
+            for rows in row_parts
         ]
-        self.patches = [self._patches_of(piece.queries) for piece in self.pieces]
-        """Of every piece, which of all patches are queries."""
         self._forms: dict[tuple[int, bool], list[Form]] = {}
 
     def of_keys(self, tensor: Tensor) -> list[Tensor]:
         """[B, H, L, ...] as [m, n, keys, ...]."""
-        return self._parts_of(tensor, lambda group, queries, rows: group[:, :, self._keys_of(rows)])
+        return self._parts_of(tensor, lambda group, piece: group[:, :, piece.keys])
 
     def of_queries(self, tensor: Tensor) -> list[Tensor]:
         """[B, H, L, ...] as [m, n, queries, ...]."""
-        return self._parts_of(tensor, lambda group, queries, rows: group[:, :, queries])
+        return self._parts_of(tensor, lambda group, piece: group[:, :, piece.queries])
 
     def of_row_factor(self, factor: Tensor) -> list[Tensor]:
         """[B, H, N, h, ...] as [m, n, patches among the queries, rows, ...]."""
-        return self._parts_of(factor, lambda group, queries, rows: group[:, :, self._patches_of(queries), rows])
+        return self._parts_of(factor, lambda group, piece: group[:, :, self._patches_of(piece), piece.rows])
 
     def of_column_factor(self, factor: Tensor) -> list[Tensor]:
         """[B, H, N, ...] as [m, n, patches among the queries, ...]."""
-        return self._parts_of(factor, lambda group, queries, rows: group[:, :, self._patches_of(queries)])
+        return self._parts_of(factor, lambda group, piece: group[:, :, self._patches_of(piece)])
 
     def forms(self, further: int, by_query: bool) -> list[Form]:
         """Of every piece's logits; see ``Form``."""
@@ -206,6 +207,12 @@ class Plan:
             yield part, own.narrow(images_dim, place, count)
             start += count
 
+    def _num_pairs(self, budget: int, threads: int) -> int:
+        """Heads of images, with all of their tokens, whose logits are a piece."""
+        count = max(1, budget // (self._dtype.itemsize * self._num_tokens**2))
+        # a product of many matrices gives whole ones to threads, a product of one is shared out inside
+        return count - count % threads if count > threads else count
+
     def _cut_one(self, budget: int, query_block: int, may_cut_keys: bool) -> tuple[list[slice], list[slice]]:
         """Queries, and rows of keys, of the pieces of one head: nearly squares, for long lines make slow products."""
         num_tokens, (height, width) = self._num_tokens, self._grid_size
@@ -216,19 +223,15 @@ class Plan:
         if not may_cut_keys:
             block = max(query_block, budget // row_bytes // query_block * query_block)
             return list(_parts(num_tokens, block)), whole[1]
-        side = math.isqrt(budget // self._dtype.itemsize)
-        return _even_parts(num_tokens, max(side, query_block)), _even_parts(height, max(side // width, 1))
+        most = budget // self._dtype.itemsize
+        rows = _even_parts(height, max(math.isqrt(most) // width, 1))
+        return _even_parts(num_tokens, max(most // self._keys_of(rows[0]).stop, query_block)), rows
 
-    def _parts_of(self, tensor: Tensor, part_of: Callable[[Tensor, slice, slice], Tensor]) -> list[Tensor]:
+    def _parts_of(self, tensor: Tensor, part_of: Callable[[Tensor, Piece], Tensor]) -> list[Tensor]:
         groups = self._groups(tensor)
-        if not self._is_cut:
+        if self.pieces_of_one == 1:
             return groups
-        return [
-            part_of(group, queries, rows)
-            for group in groups
-            for queries in self._query_parts
-            for rows in self._row_parts
-        ]
+        return [part_of(groups[index // self.pieces_of_one], piece) for index, piece in enumerate(self.pieces)]
 
     def _groups(self, tensor: Tensor) -> list[Tensor]:
         whole = tensor.transpose(0, 1) if self._by_head else tensor
@@ -236,23 +239,14 @@ class Plan:
             return [whole][: len(self.pieces)]  # none of no images
         return [part for each in whole.split(self._sizes[0]) for part in each.split(self._sizes[1], 1)]
 
-    def _patches_of(self, queries: slice) -> slice:
+    def _patches_of(self, piece: Piece) -> slice:
+        """Which of all patches are queries."""
         prefix = self._num_prefix_tokens
-        return slice(max(queries.start - prefix, 0), max(queries.stop - prefix, 0))
+        return slice(max(piece.queries.start - prefix, 0), max(piece.queries.stop - prefix, 0))
 
     def _keys_of(self, rows: slice) -> slice:
         prefix, width = self._num_prefix_tokens, self._grid_size[1]
         return slice(prefix + rows.start * width if rows.start else 0, prefix + rows.stop * width)
-
-
-def _num_matrices(num_tokens: int, dtype: torch.dtype, budget: int, threads: int) -> int:
-    """Heads of images, of all of their tokens, whose logits are a piece."""
-    matrix_bytes = dtype.itemsize * num_tokens**2
-    if matrix_bytes >= _SINGLE_BYTES:
-        return 1
-    count = max(1, budget // matrix_bytes)
-    # a product of many matrices gives whole ones to threads, a product of one is shared out inside
-    return count - count % threads if count > threads else count
 
 
 @functools.lru_cache(maxsize=64)
@@ -260,13 +254,11 @@ def _plan(*arguments: Any) -> Plan:
     return Plan(*arguments)
 
 
-def plan_of(
-    q: Tensor, grid_size: Sequence[int], num_prefix_tokens: int, threads: int, *, may_cut_keys: bool = False
-) -> Plan:
+def plan_of(q: Tensor, grid_size: Sequence[int], num_prefix_tokens: int, threads: int, *, may_cut_keys: bool) -> Plan:
     """The plan of a call, kept for the next one of its form."""
     return _plan(
-        tuple(q.shape[:3]), compute_dtype(q), tuple(grid_size), num_prefix_tokens, _PIECE_BYTES, threads, _QUERY_BLOCK,
-        worth_keeping(q), may_cut_keys,
+        tuple(q.shape[:3]), compute_dtype(q), tuple(grid_size), num_prefix_tokens, _PIECE_BYTES, _SINGLE_BYTES, threads,
+        _QUERY_BLOCK, worth_keeping(q), may_cut_keys,
     )  # fmt: skip
 
 
@@ -280,8 +272,11 @@ def worth_keeping(q: Tensor) -> bool:
 
 
 def worth_predicting(q: Tensor) -> bool:
-    """Whether a prediction on the way is cheaper than one before: it saves a reading of q, and costs calls a piece."""
-    return compute_dtype(q).itemsize * q.shape[2] ** 2 < _SINGLE_BYTES
+    """Whether a prediction on the way is cheaper than one before: it saves a reading of q, and costs calls a piece.
+
+    Where it is, no head is cut.
+    """
+    return compute_dtype(q).itemsize * q.shape[2] ** 2 < min(_SINGLE_BYTES, _PIECE_BYTES)
 
 
 class Logits:

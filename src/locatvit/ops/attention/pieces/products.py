@@ -66,7 +66,7 @@ def product(a: Tensor, b: Tensor, *, alpha: float = 1.0, add: bool = False) -> T
     """alpha a b, [m, n, rows, K] from [m, n, rows, L] and [m, n, L, K]; the next one takes its memory.
 
     Args:
-        add: to the last one.
+        add: to the last one, of the same shape.
     """
     shape = (*a.shape[:-1], b.shape[-1])
     whole, parts = views(("product", shape, a.dtype), lambda: _room_of(shape, a.dtype))

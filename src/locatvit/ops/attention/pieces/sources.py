@@ -57,8 +57,6 @@ def _of_pieces(plan: Plan, row: Tensor, column: Tensor) -> list[tuple[Tensor, Te
 class PredictedFactors:
     """Factors that are predicted from the queries: GAug's three outputs are the products with three more keys.
 
-    Pieces have all keys of their queries.
-
     The attention's own product of queries and keys computes them nearly for nothing, and so do its backward products
     with the gradients of the queries and of GAug's weights. A layer of three outputs by itself reads all queries
     once more, at a small part of the speed of a product.
@@ -68,6 +66,7 @@ class PredictedFactors:
 
     Args:
         weight, bias: of the three outputs, [3, K] and [3].
+        plan: one that cuts no head.
         scale: of the attention; its products of queries and keys are multiplied by scale log2 e.
         grads: room for the gradients of weight and bias, empty where none are wanted.
     """
@@ -85,7 +84,8 @@ class PredictedFactors:
         scale: float,
         grads: Sequence[Tensor] = (),
     ) -> None:
-        self.forms, self._patches = plan.forms(self.num_keys, is_narrow(grid_size)), plan.patches
+        assert plan.pieces_of_one == 1
+        self.forms = plan.forms(self.num_keys, is_narrow(grid_size))
         self.further_keys = weight
         self._prediction, self._clamp, self._scale = prediction, distance_clamp, scale
         shift, self._floor = _constants(prediction, weight.dtype)
@@ -143,9 +143,8 @@ class PredictedFactors:
         self._grads[0].add_(of_keys.sum((0, 1)))
 
     def _lines(self, index: int) -> _Lines:
-        form, patches, clamp = self.forms[index], self._patches[index], self._clamp
-        key = "lines", form, patches.start, patches.stop, clamp
-        return views(key, lambda: _Lines(form, patches, clamp))
+        form, clamp = self.forms[index], self._clamp
+        return views(("lines", form, clamp), lambda: _Lines(form, clamp))
 
     def _precision(self, bounded: Tensor) -> Tensor:
         """1 / variance, of the sigmoid."""
@@ -158,14 +157,11 @@ class _Lines:
     Of narrow grids, patches are neighbours in memory: [m, n, h + w, patches], else [m, n, patches, h + w].
     """
 
-    def __init__(self, form: Form, patches: slice, distance_clamp: float) -> None:
-        self._form, self._num_patches = form, patches.stop - patches.start
+    def __init__(self, form: Form, distance_clamp: float) -> None:
+        self._form = form
         self.dim = 2 if form.by_query else 3
         """That of the lines."""
-        exponents = _exponents(form.grid_size, distance_clamp, form.dtype)
-        self.row_exponents, self.column_exponents = (
-            table[:, patches] if form.by_query else table[patches] for table in exponents
-        )
+        self.row_exponents, self.column_exponents = _exponents(form.grid_size, distance_clamp, form.dtype)
         """What 1 / variance is multiplied by, in the exponent of 2."""
         height, width = form.grid_size
         self.both = self._room("lines", height + width)
@@ -177,7 +173,8 @@ class _Lines:
         self.grads = self._by_patch(self.grad_row), self._by_patch(self.grad_column)
 
     def _room(self, name: str, lines: int) -> Tensor:
-        last = (lines, self._num_patches) if self._form.by_query else (self._num_patches, lines)
+        num_patches = math.prod(self._form.grid_size)
+        last = (lines, num_patches) if self._form.by_query else (num_patches, lines)
         shape = (*self._form.shape[:2], *last)
         return room(name, math.prod(shape), self._form.dtype).view(shape)
 
