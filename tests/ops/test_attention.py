@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import formulas
+from given_factors import expected_attention, make_inputs
 from locatvit.errors import LocAtError
 from locatvit.ops import BACKENDS, Gaussian, gaug_attention, gaussian_attention
 from locatvit.ops.attention import Request, choose_backend
@@ -24,23 +25,6 @@ SHAPES = [
 ]
 
 
-def _inputs(grid_size, prefix, dtype=torch.float64, batch=2, patches_innermost=False):
-    height, width = grid_size
-    patches = height * width
-    qkv = torch.randn(batch, patches + prefix, 3, 3, 13, dtype=dtype).permute(2, 0, 3, 1, 4)
-    row, column = (torch.rand(batch, 3, patches, side, dtype=dtype) * 3 for side in grid_size)
-    if patches_innermost:  # as gaussian_factors lays out narrow grids
-        row, column = row.mT.contiguous().mT, column.mT.contiguous().mT
-    return [x.detach().requires_grad_() for x in (*qkv.unbind(0), row, column)]
-
-
-def _expected(q, k, v, row, column, prefix, attn_bias=None):
-    dense = (row[..., :, None] * column[..., None, :]).flatten(-2)
-    bias = q.new_zeros(*q.shape[:-1], q.shape[-2])
-    bias[..., prefix:, prefix:] = dense
-    return formulas.attention(q, k, v, bias if attn_bias is None else bias + attn_bias)
-
-
 @pytest.fixture(params=["whole", "cut"])
 def _budget(request, monkeypatch):
     """Once as it is, once with a budget so small that even small shapes are cut into pieces."""
@@ -55,9 +39,9 @@ def _budget(request, monkeypatch):
 @pytest.mark.parametrize(("grid_size", "prefix"), SHAPES)
 @pytest.mark.parametrize("batch", [2, 4])  # pieces of some heads of one image, and of one head of some images
 def test_forward_and_gradients_in_float64(backend, grid_size, prefix, patches_innermost, batch):
-    inputs = _inputs(grid_size, prefix, batch=batch, patches_innermost=patches_innermost)
+    inputs = make_inputs(grid_size, prefix, batch=batch, patches_innermost=patches_innermost)
     out = gaug_attention(*inputs, num_prefix_tokens=prefix, backend=backend)
-    expected = _expected(*inputs, prefix)
+    expected = expected_attention(*inputs, prefix)
     cotangent = torch.randn_like(out)
     torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-12)
     for got, want in zip(
@@ -70,8 +54,8 @@ def test_forward_and_gradients_in_float64(backend, grid_size, prefix, patches_in
 
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_float32_is_as_good_as_plain_attention(backend):
-    inputs = _inputs((14, 13), 1)
-    truth = _expected(*inputs, 1)
+    inputs = make_inputs((14, 13), 1)
+    truth = expected_attention(*inputs, 1)
     cotangent = torch.randn_like(truth)
     single = [x.detach().float().requires_grad_() for x in inputs]
     out = gaug_attention(*single, num_prefix_tokens=1, backend=backend)
@@ -89,11 +73,11 @@ def test_float32_is_as_good_as_plain_attention(backend):
 
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_bfloat16_is_within_twice_plain_attention(backend):
-    inputs = [x.detach().float() for x in _inputs((11, 13), 1)]
+    inputs = [x.detach().float() for x in make_inputs((11, 13), 1)]
     low = [x.bfloat16() for x in inputs[:3]]
     factors = inputs[3:]
     rounded = [x.double() for x in low]
-    truth = _expected(*rounded, *(x.double() for x in factors), 1)
+    truth = expected_attention(*rounded, *(x.double() for x in factors), 1)
     out = gaug_attention(*low, *factors, num_prefix_tokens=1, backend=backend)
     plain_truth = torch.nn.functional.scaled_dot_product_attention(*rounded)
     plain = torch.nn.functional.scaled_dot_product_attention(*low)
@@ -109,10 +93,10 @@ def test_a_bias_of_the_windows_of_one_image(backend, pieces, batch, windows, mon
     """Swin's mask: [windows, H, L, L] for a batch of images in windows."""
     if pieces == "small":  # a piece then begins and ends anywhere in the period
         monkeypatch.setattr("locatvit.ops.attention.pieces.plan._PIECE_BYTES", 8 * 35 * 35 * 4)
-    inputs = _inputs((5, 7), 0, batch=batch)
+    inputs = make_inputs((5, 7), 0, batch=batch)
     attn_bias = torch.randn(windows, 3, 35, 35, dtype=torch.float64, requires_grad=True)
     out = gaug_attention(*inputs, num_prefix_tokens=0, attn_bias=attn_bias, backend=backend)
-    expected = _expected(*inputs, 0, torch.cat([attn_bias] * (batch // windows)))
+    expected = expected_attention(*inputs, 0, torch.cat([attn_bias] * (batch // windows)))
     torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-12)
     cotangent, tensors = torch.randn_like(out), [*inputs, attn_bias]
     for got, want in zip(
@@ -123,7 +107,7 @@ def test_a_bias_of_the_windows_of_one_image(backend, pieces, batch, windows, mon
 
 @pytest.mark.parametrize("shape", [(4, 3, 36, 36), (2, 2, 36, 36), (1, 1, 35, 36), (1, 1, 1, 1, 36)])
 def test_a_bias_that_does_not_fit(shape):
-    inputs = _inputs((5, 7), 1)
+    inputs = make_inputs((5, 7), 1)
     with pytest.raises(
         LocAtError, match=r"attn_bias has shape .*; it must broadcast to \[B, H, L, L\], which is \(2, 3"
     ):
@@ -133,10 +117,10 @@ def test_a_bias_that_does_not_fit(shape):
 @pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("shape", [(1, 3, 36, 36), (2, 1, 1, 36), (2, 3, 36, 36), (1, 1, 36, 1)])
 def test_a_further_bias_and_its_gradient(backend, shape):
-    inputs = _inputs((5, 7), 1)
+    inputs = make_inputs((5, 7), 1)
     attn_bias = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     out = gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=attn_bias, backend=backend)
-    expected = _expected(*inputs, 1, attn_bias)
+    expected = expected_attention(*inputs, 1, attn_bias)
     torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-12)
     cotangent = torch.randn_like(out)
     tensors = [*inputs, attn_bias]
@@ -155,7 +139,7 @@ KEPT_OR_NOT = pytest.mark.parametrize("grid_size", [(5, 7), (7, 9)], ids=["kept"
 @KEPT_OR_NOT
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_excluded_keys_have_no_influence(backend, grid_size):
-    q, k, v, row, column = _inputs(grid_size, 1)
+    q, k, v, row, column = make_inputs(grid_size, 1)
     attn_bias = torch.zeros(1, 1, 1, q.shape[2], dtype=torch.float64)
     attn_bias[..., 20:] = float("-inf")
     out = gaug_attention(q, k, v, row, column, num_prefix_tokens=1, attn_bias=attn_bias, backend=backend)
@@ -168,7 +152,7 @@ def test_excluded_keys_have_no_influence(backend, grid_size):
 @KEPT_OR_NOT
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_a_query_that_may_look_nowhere_gets_zeros(backend, grid_size):
-    inputs = _inputs(grid_size, 1)
+    inputs = make_inputs(grid_size, 1)
     attn_bias = torch.zeros(2, 1, *[inputs[0].shape[2]] * 2, dtype=torch.float64)
     attn_bias[0, :, 9:12] = float("-inf")
     out = gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=attn_bias, backend=backend)
@@ -182,7 +166,7 @@ def test_a_query_that_may_look_nowhere_gets_zeros(backend, grid_size):
 
 @KEPT_OR_NOT
 def test_the_output_is_the_same_where_no_gradient_is_wanted(grid_size):
-    inputs = _inputs(grid_size, 1, torch.float32)
+    inputs = make_inputs(grid_size, 1, torch.float32)
     with torch.no_grad():
         out = gaug_attention(*inputs, num_prefix_tokens=1)
     assert out.equal(gaug_attention(*inputs, num_prefix_tokens=1))
@@ -200,7 +184,7 @@ def poison_rooms(*names):
 @KEPT_OR_NOT
 def test_memory_that_is_not_overwritten_would_show(grid_size):
     """The pieces' room is reused; filled with NaN beforehand it must leave no trace."""
-    inputs = _inputs(grid_size, 5, torch.float32)
+    inputs = make_inputs(grid_size, 5, torch.float32)
     gaug_attention(*inputs, num_prefix_tokens=5).sum().backward()
     poison_rooms("weights", "grad_logits", "product")
     out = gaug_attention(*inputs, num_prefix_tokens=5)
@@ -210,7 +194,7 @@ def test_memory_that_is_not_overwritten_would_show(grid_size):
 
 def test_scratch_made_in_inference_mode_serves_training(monkeypatch):
     monkeypatch.setattr(scratch, "_scratch", scratch._Scratch())
-    inputs = _inputs((5, 7), 1, torch.float32)
+    inputs = make_inputs((5, 7), 1, torch.float32)
     with torch.inference_mode():
         gaug_attention(*(x.detach() for x in inputs), num_prefix_tokens=1)
     gaug_attention(*inputs, num_prefix_tokens=1).sum().backward()
@@ -220,7 +204,7 @@ def test_scratch_made_in_inference_mode_serves_training(monkeypatch):
 @pytest.mark.parametrize(("grid_size", "kept"), [((5, 7), True), ((7, 9), False)])
 def test_weights_are_kept_while_they_are_small(grid_size, kept):
     """No more memory than q, k, v and the output: L <= 4 K = 52 in one precision."""
-    inputs = _inputs(grid_size, 1)
+    inputs = make_inputs(grid_size, 1)
     out = gaug_attention(*inputs, num_prefix_tokens=1)
     sizes = [tensor.numel() for tensor in out.grad_fn.saved_tensors if tensor is not None]
     tokens = grid_size[0] * grid_size[1] + 1
@@ -231,7 +215,7 @@ def test_weights_are_kept_while_they_are_small(grid_size, kept):
 
 
 def test_zero_factors_are_plain_attention():
-    q, k, v, row, column = _inputs((5, 7), 1)
+    q, k, v, row, column = make_inputs((5, 7), 1)
     out = gaug_attention(q, k, v, row * 0, column, num_prefix_tokens=1)
     torch.testing.assert_close(out, torch.nn.functional.scaled_dot_product_attention(q, k, v))
 
@@ -239,7 +223,7 @@ def test_zero_factors_are_plain_attention():
 @pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 3, 4), (3, 4)], ids=str)
 def test_a_part_of_the_gradients_is_the_same_as_in_all(backend, wanted):
-    inputs = _inputs((5, 7), 1)
+    inputs = make_inputs((5, 7), 1)
     full = torch.autograd.grad(gaug_attention(*inputs, num_prefix_tokens=1, backend=backend).sum(), inputs)
     inputs = [x.detach().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
     gaug_attention(*inputs, num_prefix_tokens=1, backend=backend).sum().backward()
@@ -252,7 +236,7 @@ def test_a_part_of_the_gradients_is_the_same_as_in_all(backend, wanted):
 
 @pytest.mark.parametrize("backend", ON_CPU)
 def test_only_what_needs_a_gradient_gets_one(backend):
-    q, k, v, row, column = _inputs((5, 7), 1)
+    q, k, v, row, column = make_inputs((5, 7), 1)
     out = gaug_attention(q.detach(), k.detach(), v.detach(), row, column, num_prefix_tokens=1, backend=backend)
     out.sum().backward()
     assert row.grad.abs().max() > 0
@@ -261,7 +245,7 @@ def test_only_what_needs_a_gradient_gets_one(backend):
 
 
 def test_dropout_keeps_the_mean():
-    inputs = [x.detach() for x in _inputs((5, 7), 1, torch.float32)]
+    inputs = [x.detach() for x in make_inputs((5, 7), 1, torch.float32)]
     inputs[2] = torch.ones_like(inputs[2])
     out = torch.stack([gaug_attention(*inputs, num_prefix_tokens=1, dropout_p=0.5) for _ in range(50)])
     assert out.std() > 0.01
@@ -269,7 +253,7 @@ def test_dropout_keeps_the_mean():
 
 
 def test_compiles_to_one_graph():
-    inputs = [x.detach().float().requires_grad_() for x in _inputs((5, 7), 1)]
+    inputs = [x.detach().float().requires_grad_() for x in make_inputs((5, 7), 1)]
     compiled = torch.compile(gaug_attention, fullgraph=True, backend="aot_eager")
     out = compiled(*inputs, num_prefix_tokens=1)
     torch.testing.assert_close(out, gaug_attention(*inputs, num_prefix_tokens=1))
@@ -280,7 +264,7 @@ def test_compiles_to_one_graph():
 
 
 def test_messages():
-    q, k, v, row, column = _inputs((5, 7), 1)
+    q, k, v, row, column = make_inputs((5, 7), 1)
     with pytest.raises(LocAtError, match=r"q, k and v have the shapes .*; they must be one and the same \[B,"):
         gaug_attention(q, k[:, :, 1:], v, row, column, num_prefix_tokens=1)
     with pytest.raises(LocAtError, match=r"dropout_p is 2; it must be a probability in \[0, 1\)"):
@@ -358,7 +342,7 @@ def test_a_gaussian_that_does_not_fit_is_refused():
 def test_the_gradient_of_a_shared_bias_is_rounded_once(monkeypatch):
     """A sum over the pieces of sixty images: in half precision what is added later would be lost."""
     monkeypatch.setattr(plan, "_PIECE_BYTES", 3000)
-    q, k, v, row, column = (x.detach().bfloat16() for x in _inputs((3, 5), 1, torch.float32, batch=60))
+    q, k, v, row, column = (x.detach().bfloat16() for x in make_inputs((3, 5), 1, torch.float32, batch=60))
     attn_bias = torch.randn(1, 3, 16, 16).bfloat16().requires_grad_()
     cotangent = torch.randn(60, 3, 16, 13).bfloat16()
     grads = []

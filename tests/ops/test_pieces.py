@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import formulas
+from given_factors import expected_attention, make_inputs
 from locatvit.ops import gaug_attention
 from locatvit.ops.attention.pieces import plan, scratch
 
@@ -26,20 +26,6 @@ def _small(request, monkeypatch):
         monkeypatch.setattr(plan, "_QUERY_BLOCK", 8)
 
 
-def make_inputs(grid_size, prefix, dtype=torch.float64, patches_innermost=False, batch=2) -> list[Tensor]:
-    tokens = grid_size[0] * grid_size[1] + prefix
-    q, k, v = torch.randn(batch, tokens, 3, 3, 13, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
-    factors = [3 * torch.rand(batch, 3, tokens - prefix, side, dtype=dtype) for side in grid_size]
-    if patches_innermost:
-        factors = [factor.mT.contiguous().mT for factor in factors]
-    return [x.detach().requires_grad_() for x in (q, k, v, *factors)]
-
-
-def expected(q, k, v, row, column, prefix, attn_bias=0.0) -> Tensor:
-    dense = (row[..., :, None] * column[..., None, :]).flatten(-2)
-    return formulas.attention(q, k, v, formulas.padded(dense, prefix) + attn_bias)
-
-
 def compare(out: Tensor, truth: Tensor, inputs: list[Tensor]) -> None:
     torch.testing.assert_close(out, truth, rtol=1e-11, atol=1e-12)
     cotangent, wanted = torch.randn_like(out), [x for x in inputs if x.requires_grad]
@@ -52,7 +38,7 @@ def compare(out: Tensor, truth: Tensor, inputs: list[Tensor]) -> None:
 @pytest.mark.parametrize("patches_innermost", [False, True])
 def test_forward_and_gradients(grid_size, prefix, patches_innermost):
     inputs = make_inputs(grid_size, prefix, patches_innermost=patches_innermost)
-    compare(gaug_attention(*inputs, num_prefix_tokens=prefix), expected(*inputs, prefix), inputs)
+    compare(gaug_attention(*inputs, num_prefix_tokens=prefix), expected_attention(*inputs, prefix), inputs)
 
 
 @GRIDS
@@ -62,20 +48,20 @@ def test_a_further_bias(grid_size, prefix, shape):
     sides = [inputs[0].shape[2] if letter == "L" else 1 for letter in shape]
     attn_bias = torch.randn(2, 1, *sides, dtype=torch.float64, requires_grad=True)
     out = gaug_attention(*inputs, num_prefix_tokens=prefix, attn_bias=attn_bias)
-    compare(out, expected(*inputs, prefix, attn_bias), [*inputs, attn_bias])
+    compare(out, expected_attention(*inputs, prefix, attn_bias), [*inputs, attn_bias])
 
 
 def test_a_further_bias_of_every_second_image():
     inputs = make_inputs((7, 9), 1, batch=4)
     attn_bias = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
     out = gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=attn_bias)
-    compare(out, expected(*inputs, 1, torch.cat([attn_bias] * 2)), [*inputs, attn_bias])
+    compare(out, expected_attention(*inputs, 1, torch.cat([attn_bias] * 2)), [*inputs, attn_bias])
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (4,), (0, 2, 4)], ids=str)
 def test_only_the_gradients_that_are_needed(wanted):
     inputs = [x.detach().requires_grad_(index in wanted) for index, x in enumerate(make_inputs((7, 9), 1))]
-    compare(gaug_attention(*inputs, num_prefix_tokens=1), expected(*inputs, 1), inputs)
+    compare(gaug_attention(*inputs, num_prefix_tokens=1), expected_attention(*inputs, 1), inputs)
 
 
 @GRIDS
@@ -84,7 +70,7 @@ def test_logits_whose_powers_leave_float64(grid_size, prefix):
     inputs = make_inputs(grid_size, prefix)
     with torch.no_grad():
         inputs[1][1, :, -3:] *= 1000
-    truth = expected(*inputs, prefix)
+    truth = expected_attention(*inputs, prefix)
     assert truth.isfinite().all()
     compare(gaug_attention(*inputs, num_prefix_tokens=prefix), truth, inputs)
 
@@ -94,7 +80,7 @@ def test_keys_that_are_excluded_piece_by_piece():
     inputs = make_inputs((7, 9), 1)
     allowed = torch.ones(64, 64, dtype=torch.bool).triu()
     mask = torch.zeros(64, 64, dtype=torch.float64).masked_fill(~allowed, float("-inf"))
-    compare(gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=mask), expected(*inputs, 1, mask), inputs)
+    compare(gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=mask), expected_attention(*inputs, 1, mask), inputs)
     free = gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=mask).detach()
     mask[11] = float("-inf")
     out = gaug_attention(*inputs, num_prefix_tokens=1, attn_bias=mask)
@@ -110,7 +96,7 @@ def test_half_precision(grid_size, prefix):
     inputs[2] = inputs[2] + 16 * torch.randn(13)
     half = [x.to(HALF).requires_grad_() for x in inputs[:3]] + [x.requires_grad_() for x in inputs[3:]]
     exact = [x.detach().double().requires_grad_() for x in half]
-    out, truth = gaug_attention(*half, num_prefix_tokens=prefix), expected(*exact, prefix)
+    out, truth = gaug_attention(*half, num_prefix_tokens=prefix), expected_attention(*exact, prefix)
     assert out.dtype == HALF
     assert (out - truth).abs().max() <= 2**-8 * truth.abs().max()  # one rounding
     cotangent = torch.randn(out.shape).to(HALF)
@@ -128,7 +114,7 @@ def test_gradients_of_factors_in_half_precision():
     exact = [x.detach().double().requires_grad_() for x in half]
     cotangent = torch.randn_like(exact[0])
     got = torch.autograd.grad(gaug_attention(*half, num_prefix_tokens=1), half[3:], cotangent.float())
-    want = torch.autograd.grad(expected(*exact, 1), exact[3:], cotangent)
+    want = torch.autograd.grad(expected_attention(*exact, 1), exact[3:], cotangent)
     for one, other in zip(got, want, strict=True):
         assert one.dtype == HALF
         assert ((one - other).abs() <= 2**-8 * other.abs() + 1e-5 * other.abs().max()).all()

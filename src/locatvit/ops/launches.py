@@ -1,4 +1,4 @@
-"""What the launches of all Triton kernels share. No triton here: it takes a third of a second to import."""
+"""What launches of Triton kernels share, and sizes. No triton here: it takes a third of a second to import."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from locatvit.grid import GridSize
 from locatvit.ops.attention.pieces.scratch import room, views
+from locatvit.ops.launches import ceil_div
 
 # Bytes of the logits of a piece, of which the backward pass has two rooms: measured on 2 cores with 1 MiB of L2 cache
 # each and 32 MiB of L3 between them; with 512 KiB of L2 half and twice as many are slower, too.
@@ -21,8 +22,8 @@ _PIECE_BYTES = 5 << 20
 _SINGLE_BYTES = 1 << 20
 # The least queries of one head that are worth a matrix product.
 _QUERY_BLOCK = 64
-# Numbers of which a line of a single product's logits has a multiple: its stores are up to a quarter slower where they
-# cross what a vector register holds. Products of several matrices want them without gaps.
+# Numbers of which a line of a single product's logits has a multiple: its stores are slower where they cross what a
+# vector register holds. Products of several matrices want them without gaps.
 _ALIGNED = 8
 
 
@@ -92,7 +93,7 @@ class Form(NamedTuple):
     def pitch(self) -> int:
         """Numbers from the start of one line to that of the next."""
         length = self.lines[1]
-        return -(-length // _ALIGNED) * _ALIGNED if self.aligned else length
+        return ceil_div(length, _ALIGNED) * _ALIGNED if self.aligned else length
 
     @property
     def size(self) -> int:
@@ -334,4 +335,4 @@ def _parts(length: int, size: int) -> Iterator[slice]:
 
 def _even_parts(length: int, most: int) -> list[slice]:
     """As few parts as hold at most so many each, alike in size."""
-    return list(_parts(length, -(-length // -(-length // most))))
+    return list(_parts(length, ceil_div(length, ceil_div(length, most))))
