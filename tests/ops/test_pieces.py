@@ -42,6 +42,24 @@ def test_forward_and_gradients(grid_size, prefix, patches_innermost):
 
 
 @GRIDS
+def test_gradients_without_batched_products(grid_size, prefix, monkeypatch):
+    """Of torch without MKL, which makes a product of many small matrices one by one."""
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    inputs = make_inputs(grid_size, prefix)
+    compare(gaug_attention(*inputs, num_prefix_tokens=prefix), expected_attention(*inputs, prefix), inputs)
+
+
+def test_gradients_of_factors_with_gaps():
+    """Factors that are parts of larger tensors, and columns that are the same for all heads and images."""
+    q, k, v, row, column = make_inputs((7, 9), 1)
+    wide = torch.randn(2, 3, 2 * 63, 9, dtype=torch.float64)
+    wide[:, :, ::2, 1:8] = row.detach()
+    for apart, same in ((wide[:, :, ::2, 1:8], column), (row, column[:1, :1].expand(2, 3, -1, -1))):
+        inputs = [q, k, v, apart.detach().requires_grad_(), same.detach().requires_grad_()]
+        compare(gaug_attention(*inputs, num_prefix_tokens=1), expected_attention(*inputs, 1), inputs)
+
+
+@GRIDS
 @pytest.mark.parametrize("shape", ["LL", "1L", "L1"])
 def test_a_further_bias(grid_size, prefix, shape):
     inputs = make_inputs(grid_size, prefix)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -134,16 +136,35 @@ def _factors_backward(
     """d row = sum over columns of d logits * column, and the other way round.
 
     Args:
+        spare: memory of the same form, to be written.
         add_column: earlier pieces of these queries have written the gradient of the columns, for other rows.
     """
     row, column = factors
     grad_row, grad_column = grads
-    torch.sum(torch.mul(grad_logits.patches, column, out=spare.patches), -1, out=grad_row)
-    torch.mul(grad_logits.patches, row, out=spare.patches)
+    patches = grad_logits.patches
+    if not grad_logits.form.by_query and torch.backends.mkl.is_available():
+        # nothing of the logits' size is written
+        _write_line_products(grad_row, column, patches.mT, add=False)
+        _write_line_products(grad_column, row.mT, patches, add=add_column)
+        return
+    torch.sum(torch.mul(patches, column, out=spare.patches), -1, out=grad_row)
+    torch.mul(patches, row, out=spare.patches)
     if add_column:
         grad_column.add_(spare.patches.sum(-2))
     else:
         torch.sum(spare.patches, -2, out=grad_column)
+
+
+def _write_line_products(out: Tensor, lines: Tensor, matrices: Tensor, *, add: bool) -> None:
+    """Or add them: [m, n, patches, columns] from [m, n, patches, 1, rows] and [m, n, patches, rows, columns]."""
+    lines = lines.to(matrices.dtype)
+    for i, j in itertools.product(*map(range, lines.shape[:2])):
+        part = out[i, j, :, None]
+        # into other memory torch makes so many products one by one
+        room = part if part.is_contiguous() else torch.empty_like(part, memory_format=torch.contiguous_format)
+        torch.baddbmm(room, lines[i, j], matrices[i, j], beta=int(add and room is part), out=room)
+        if room is not part:
+            _write(part, room, add=add)
 
 
 def _products_backward(

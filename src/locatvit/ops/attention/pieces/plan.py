@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -135,7 +135,7 @@ class Plan:
         may_cut_keys: bool,
     ) -> None:
         batch, num_heads, self._num_tokens = shape
-        self._num_prefix_tokens, self._dtype, self._grid_size = num_prefix_tokens, dtype, grid_size
+        self.num_prefix_tokens, self._dtype, self._grid_size = num_prefix_tokens, dtype, grid_size
         self.keeps_weights = keeps_weights
         pairs = 1 if dtype.itemsize * self._num_tokens**2 >= single else self._num_pairs(budget, threads)
         self._by_head = (batch % threads == 0, batch) > (num_heads % threads == 0, num_heads)
@@ -152,22 +152,23 @@ class Plan:
             for rows in row_parts
         ]
         self._forms: dict[tuple[int, bool], list[Form]] = {}
+        self._places: dict[Hashable, list[tuple[tuple[int, ...], int]]] = {}
 
     def of_keys(self, tensor: Tensor) -> list[Tensor]:
         """[B, H, L, ...] as [m, n, keys, ...]."""
-        return self._parts_of(tensor, lambda group, piece: group[:, :, piece.keys])
+        return self._parts_of(tensor, _keys_of)
 
     def of_queries(self, tensor: Tensor) -> list[Tensor]:
         """[B, H, L, ...] as [m, n, queries, ...]."""
-        return self._parts_of(tensor, lambda group, piece: group[:, :, piece.queries])
+        return self._parts_of(tensor, _queries_of)
 
     def of_row_factor(self, factor: Tensor) -> list[Tensor]:
         """[B, H, N, h, ...] as [m, n, patches among the queries, rows, ...]."""
-        return self._parts_of(factor, lambda group, piece: group[:, :, self._patches_of(piece), piece.rows])
+        return self._parts_of(factor, _rows_of)
 
     def of_column_factor(self, factor: Tensor) -> list[Tensor]:
         """[B, H, N, ...] as [m, n, patches among the queries, ...]."""
-        return self._parts_of(factor, lambda group, piece: group[:, :, self._patches_of(piece)])
+        return self._parts_of(factor, _patches_of)
 
     def forms(self, further: int, by_query: bool) -> list[Form]:
         """Of every piece's logits; see ``Form``."""
@@ -178,7 +179,7 @@ class Plan:
 
     def _form_of(self, piece: Piece, further: int, by_query: bool) -> Form:
         m, n, queries, keys, rows = (part.stop - part.start for part in piece)
-        prefix = self._num_prefix_tokens
+        prefix = self.num_prefix_tokens
         return Form(
             (m, n, queries, keys), further, by_query, (rows, self._grid_size[1]),
             num_prefix_queries=max(min(prefix, piece.queries.stop) - piece.queries.start, 0),
@@ -228,25 +229,20 @@ class Plan:
         rows = _even_parts(height, max(math.isqrt(most) // width, 1))
         return _even_parts(num_tokens, max(most // self._keys_of(rows[0]).stop, query_block)), rows
 
-    def _parts_of(self, tensor: Tensor, part_of: Callable[[Tensor, Piece], Tensor]) -> list[Tensor]:
-        groups = self._groups(tensor)
-        if self.pieces_of_one == 1:
-            return groups
-        return [part_of(groups[index // self.pieces_of_one], piece) for index, piece in enumerate(self.pieces)]
-
-    def _groups(self, tensor: Tensor) -> list[Tensor]:
+    def _parts_of(self, tensor: Tensor, slices_of: Callable[[Plan, Piece], tuple[slice, ...]]) -> list[Tensor]:
+        """Of [B, H, ...] the heads and images of every piece, and of the dimensions after them what it names."""
         whole = tensor.transpose(0, 1) if self._by_head else tensor
-        if len(self.pieces) <= 1:
-            return [whole][: len(self.pieces)]  # none of no images
-        return [part for each in whole.split(self._sizes[0]) for part in each.split(self._sizes[1], 1)]
-
-    def _patches_of(self, piece: Piece) -> slice:
-        """Which of all patches are queries."""
-        prefix = self._num_prefix_tokens
-        return slice(max(piece.queries.start - prefix, 0), max(piece.queries.stop - prefix, 0))
+        if len(self.pieces) == 1:
+            return [whole]
+        # one view a part, not one a dimension; where it begins is known from the last call with these strides
+        strides, offset = whole.stride(), whole.storage_offset()
+        key = slices_of, whole.shape, strides
+        if key not in self._places:
+            self._places[key] = [_place(whole, (*piece[:2], *slices_of(self, piece))) for piece in self.pieces]
+        return [whole.as_strided(sizes, strides, offset + start) for sizes, start in self._places[key]]
 
     def _keys_of(self, rows: slice) -> slice:
-        prefix, width = self._num_prefix_tokens, self._grid_size[1]
+        prefix, width = self.num_prefix_tokens, self._grid_size[1]
         return slice(prefix + rows.start * width if rows.start else 0, prefix + rows.stop * width)
 
 
@@ -326,6 +322,30 @@ def logits_room(name: str, form: Form) -> Logits:
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """At least float32."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _keys_of(plan: Plan, piece: Piece) -> tuple[slice, ...]:
+    return (piece.keys,)
+
+
+def _queries_of(plan: Plan, piece: Piece) -> tuple[slice, ...]:
+    return (piece.queries,)
+
+
+def _patches_of(plan: Plan, piece: Piece) -> tuple[slice, ...]:
+    """Which of all patches are queries."""
+    prefix = plan.num_prefix_tokens
+    return (slice(max(piece.queries.start - prefix, 0), max(piece.queries.stop - prefix, 0)),)
+
+
+def _rows_of(plan: Plan, piece: Piece) -> tuple[slice, ...]:
+    return (*_patches_of(plan, piece), piece.rows)
+
+
+def _place(whole: Tensor, slices: Sequence[slice]) -> tuple[tuple[int, ...], int]:
+    """Sizes of a part, of as many dimensions as there are slices; and how many numbers after the whole it begins."""
+    sizes = (*(part.stop - part.start for part in slices), *whole.shape[len(slices) :])
+    return sizes, sum(part.start * stride for part, stride in zip(slices, whole.stride(), strict=False))
 
 
 def _parts(length: int, size: int) -> Iterator[slice]:
