@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from locatvit.ops.attention.pieces.forward import kept_parts, write_logits
 from locatvit.ops.attention.pieces.plan import Logits, Plan, compute_dtype, logits_room, plan_of
-from locatvit.ops.attention.pieces.products import Parts, cut, precise, product, write_outer
-from locatvit.ops.attention.pieces.sources import Source, source_of
+from locatvit.ops.attention.pieces.products import Parts, cut, precise, product, write_outer, write_product
+from locatvit.ops.attention.pieces.sources import Source, num_further_keys, source_of
 
 
 def backward(
@@ -30,7 +31,7 @@ def backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of q, k, v, first, second and attn_bias; empty where nobody ``needs`` one."""
-    grads = empty_gradients(q, first, second, attn_bias, needs)
+    grads = empty_gradients(q, first, second, attn_bias, prediction, needs)
     if needs[5]:
         grads[5].zero_()
     threads, by_query = kept[-2:].tolist()
@@ -38,7 +39,7 @@ def backward(
     may_cut_keys = out.dtype == compute_dtype(out)
     plan = plan_of(q, grid_size, num_prefix_tokens, int(threads), may_cut_keys=may_cut_keys)
     source = source_of(plan, first, second, grid_size, prediction, scale, bool(by_query), grads[3:5])
-    of_q, of_k, of_v = _gradient_parts(plan, grads)
+    of_q, of_k, of_v = _gradient_parts(plan, grads, source.num_keys)
     needs_weight = source.num_keys > 0 and (needs[3] or needs[4])
     needs_factors = needs[3] or needs[4] or (needs[0] and source.num_keys > 0)
     logs, of_pieces = kept_parts(kept, q, plan, source)
@@ -78,9 +79,16 @@ def backward(
 
 
 def empty_gradients(
-    q: Tensor, first: Tensor, second: Tensor, attn_bias: Tensor | None, needs: list[bool]
+    q: Tensor,
+    first: Tensor,
+    second: Tensor,
+    attn_bias: Tensor | None,
+    prediction: Sequence[float],
+    needs: list[bool],
 ) -> list[Tensor]:
-    tokens = [q.new_empty(q.shape, dtype=compute_dtype(q)) if need else first.new_empty(0) for need in needs[:3]]
+    """Room for all gradients; behind those of the keys, and in one memory, for those of the keys that predict."""
+    rooms = zip(needs[:3], (0, num_further_keys(prediction), 0), strict=True)
+    tokens = [_empty_tokens(q, further) if need else first.new_empty(0) for need, further in rooms]
     # what is a sum over pieces: in half precision it would lose what the later ones add
     needs_locality, of_bias = needs[3] or needs[4], first.new_empty(0)
     locality = [
@@ -97,10 +105,30 @@ def rounded(grads: list[Tensor], q: Tensor, first: Tensor, second: Tensor, attn_
     return [grad.to(owner.dtype) for grad, owner in zip(grads, owners, strict=True)]
 
 
-def _gradient_parts(plan: Plan, grads: list[Tensor]) -> list[list[Tensor]]:
-    """Those of q, k and v by pieces; an empty list where there is none."""
+def _empty_tokens(q: Tensor, num_further: int) -> Tensor:
+    """[B, H, L, K], with room for further tokens behind each L; the matrices of one product side by side."""
+    batch, num_heads, num_tokens, width = q.shape
+    sizes, dtype = (num_tokens + num_further, width), compute_dtype(q)
+    if batch > num_heads:  # as plans mostly have it; elsewhere a product is copied
+        whole = q.new_empty((num_heads, batch, *sizes), dtype=dtype).transpose(0, 1)
+    else:
+        whole = q.new_empty((batch, num_heads, *sizes), dtype=dtype)
+    return whole[:, :, :num_tokens]
+
+
+def _gradient_parts(plan: Plan, grads: list[Tensor], num_further: int) -> list[list[Tensor]]:
+    """Those of q, k, with the keys that predict, and v by pieces; an empty list where there is none."""
     ways = (plan.of_queries, plan.of_keys, plan.of_keys)
-    return [parts_of(grad) if grad.numel() else [] for parts_of, grad in zip(ways, grads, strict=False)]
+    of_all = [parts_of(grad) if grad.numel() else [] for parts_of, grad in zip(ways, grads, strict=False)]
+    if num_further:
+        of_all[1] = [_with_further(part, num_further) for part in of_all[1]]
+    return of_all
+
+
+def _with_further(part: Tensor, num_further: int) -> Tensor:
+    """[m, n, L + further, K] of [m, n, L, K] with so much room behind each L."""
+    m, n, num_tokens, width = part.shape
+    return part.as_strided((m, n, num_tokens + num_further, width), part.stride())
 
 
 def _logits_backward(
@@ -115,7 +143,7 @@ def _logits_backward(
 ) -> None:
     """Writes the gradient of the logits, weights * (grad_out vᵀ - sum of out * grad_out), and that of v if wanted."""
     if grad_v is not None:
-        _write(grad_v, product(weights.whole.mT, grad_out), add=add)
+        write_product(grad_v, weights.whole.mT, grad_out, add=add)
     write_outer(grad_logits, grad_out, parts.v)
     if out.dtype == grad_out.dtype:
         delta = (grad_out * out).sum(-1, keepdim=True)
@@ -182,15 +210,14 @@ def _products_backward(
     """Writes the gradients of q and k that are wanted, and what those of GAug's weights have of the same products.
 
     Args:
+        grad_k: of the tokens' keys and those that predict.
         add_q, add_k: an earlier piece has written that gradient.
     """
     if grad_q is not None:
-        _write(grad_q, product(grad_logits.all_keys, parts.k, alpha=scale), add=add_q)
+        write_product(grad_q, grad_logits.all_keys, parts.k, alpha=scale, add=add_q)
     if grad_k is not None:
-        num_tokens = grad_k.shape[2]
-        of_keys = product(grad_logits.all_keys.mT, parts.q, alpha=scale)
-        _write(grad_k, of_keys[:, :, :num_tokens], add=add_k)
-        of_further = of_keys[:, :, num_tokens:]
+        write_product(grad_k, grad_logits.all_keys.mT, parts.q, alpha=scale, add=add_k)
+        of_further = grad_k[:, :, grad_k.shape[2] - source.num_keys :]
     elif needs_weight:
         of_further = product(grad_logits.of_further, parts.q, alpha=scale)
     if needs_weight:

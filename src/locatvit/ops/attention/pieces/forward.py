@@ -10,7 +10,7 @@ from torch import Tensor
 
 from locatvit.ops.attention.pieces.plan import Logits, Plan, compute_dtype, logits_room, plan_of, worth_keeping
 from locatvit.ops.attention.pieces.products import Parts, cut, product, write_outer
-from locatvit.ops.attention.pieces.sources import LOG2_E, PredictedFactors, Source, source_of
+from locatvit.ops.attention.pieces.sources import LOG2_E, PredictedFactors, Source, num_further_keys, source_of
 from locatvit.ops.layout import empty_like_tokens
 
 # Sums of powers of two, of which no maximum has been taken away, between this and its inverse: they, and their products
@@ -156,7 +156,7 @@ def empty_kept(q: Tensor, prediction: Sequence[float], is_training: bool) -> Ten
     if not is_training:
         return q.new_empty(0, dtype=compute_dtype(q))
     batch, num_heads, num_tokens, _ = q.shape
-    further = PredictedFactors.num_keys if prediction else 0
+    further = num_further_keys(prediction)
     size = batch * num_heads * num_tokens * (num_tokens + further if worth_keeping(q) else 1)
     return q.new_empty(size + 2, dtype=compute_dtype(q))
 

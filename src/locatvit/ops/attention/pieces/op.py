@@ -35,8 +35,8 @@ def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 @torch.library.register_fake("locatvit::pieces_backward", lib=_library)
 def _(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, first: Tensor, second: Tensor, *rest: Any) -> list[Tensor]:
-    attn_bias, needs = rest[0], rest[-1]
-    return rounded(empty_gradients(q, first, second, attn_bias, needs), q, first, second, attn_bias)
+    attn_bias, prediction, needs = rest[0], rest[4], rest[-1]
+    return rounded(empty_gradients(q, first, second, attn_bias, prediction, needs), q, first, second, attn_bias)
 
 
 class PiecewiseAttention(torch.autograd.Function):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -70,9 +70,22 @@ def product(a: Tensor, b: Tensor, *, alpha: float = 1.0, add: bool = False) -> T
     """
     shape = (*a.shape[:-1], b.shape[-1])
     whole, parts = views(("product", shape, a.dtype), lambda: _room_of(shape, a.dtype))
+    _write(parts, a, b, alpha, add)
+    return whole
+
+
+def write_product(out: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1.0, add: bool) -> None:
+    """The same into memory of the caller's, or added to what is there."""
+    parts = out.unbind(0)
+    if parts[0].is_contiguous():
+        _write(parts, a, b, alpha, add)
+    else:  # there torch would make the products one by one
+        (out.add_ if add else out.copy_)(product(a, b, alpha=alpha))
+
+
+def _write(parts: Sequence[Tensor], a: Tensor, b: Tensor, alpha: float, add: bool) -> None:
     for out, one, other in zip(parts, a.unbind(0), b.unbind(0), strict=True):
         torch.baddbmm(out, one, other, beta=int(add), alpha=alpha, out=out)
-    return whole
 
 
 def _room_of(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -205,6 +205,11 @@ def _constants(prediction: Prediction, dtype: torch.dtype) -> tuple[Tensor, Tens
 Source = GivenFactors | PredictedFactors
 
 
+def num_further_keys(prediction: Sequence[float]) -> int:
+    """Keys beside those of the tokens, in a call with this ``prediction``."""
+    return PredictedFactors.num_keys if prediction else 0
+
+
 def source_of(
     plan: Plan,
     first: Tensor,
