@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -185,14 +184,9 @@ def _factors_backward(
 
 def _write_line_products(out: Tensor, lines: Tensor, matrices: Tensor, *, add: bool) -> None:
     """Or add them: [m, n, patches, columns] from [m, n, patches, 1, rows] and [m, n, patches, rows, columns]."""
-    lines = lines.to(matrices.dtype)
-    for i, j in itertools.product(*map(range, lines.shape[:2])):
-        part = out[i, j, :, None]
-        # into other memory torch makes so many products one by one
-        room = part if part.is_contiguous() else torch.empty_like(part, memory_format=torch.contiguous_format)
-        torch.baddbmm(room, lines[i, j], matrices[i, j], beta=int(add and room is part), out=room)
-        if room is not part:
-            _write(part, room, add=add)
+    rest = lines.to(matrices.dtype).unbind(0), matrices.unbind(0)
+    for each, *factors in zip(out[..., None, :].unbind(0), *rest, strict=True):
+        write_product(each, *factors, add=add)
 
 
 def _products_backward(
@@ -222,7 +216,3 @@ def _products_backward(
         of_further = product(grad_logits.of_further, parts.q, alpha=scale)
     if needs_weight:
         source.add_grad_weight(of_further)
-
-
-def _write(part: Tensor, product: Tensor, *, add: bool) -> None:
-    (part.add_ if add else part.copy_)(product)
